@@ -1,0 +1,854 @@
+"""Turn files into tensors: what a clip is, what a token is, how a prompt is laid out.
+
+    from prepare import load_audio, log_mel, Tokenizer
+    wave = load_audio("dog.flac")              # (n,) float32, 16 kHz, mono
+    mel = log_mel(wave)                        # (128, F) float32, ten milliseconds a frame
+    tok = Tokenizer.from_dir("weights/af3")
+    ids = tok.encode_prompt([{"role": "user", "content": "Which clip is louder?"}], [75, 50], "native")
+
+Everything downstream stands on four ideas, in this order:
+  1. a clip is 16 kHz mono, cut into windows of at most 30 s;
+  2. a window becomes frames (10 ms), the encoder halves them to positions (20 ms) and pools
+     those in pairs to slots (40 ms): the rows that the decoder reads in place of words;
+  3. a token comes from the checkpoint's own BPE files, and no text from outside can ever become
+     a special token;
+  4. a prompt is text with a run of slots wherever a clip belongs.
+This file imports nothing of ours. Everything else imports it.
+"""
+
+import argparse
+import codecs
+import heapq
+import io
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import tiktoken
+import torch
+import torch.nn.functional as F
+
+# ------------------------------------------------------------------------------------------------
+# Mistakes. A user's mistake is one line on stderr and exit code 2, never a traceback; the line
+# says which file, which field, what was expected and what was found.
+
+
+class BadInput(Exception):
+    """Something from outside is not what it has to be; the message is the whole explanation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, like every other complaint here."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def cli(main):
+    """Run a script's main(): 2 on bad input, 130 on Ctrl-C, quiet when the reader of a pipe left."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BadInput as mistake:
+        sys.exit(fail(mistake))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the interpreter would flush stdout once more and complain
+        sys.exit(141)
+
+
+def fail(mistake) -> int:
+    print(f"{Path(sys.argv[0]).name}: {clean(str(mistake))}", file=sys.stderr)
+    return 2
+
+
+def warn(message):
+    print(f"warning: {clean(message)}", file=sys.stderr)
+
+
+def clean(text, keep="") -> str:
+    """Text that is safe to show on a terminal: a model's answer, a file's name or a user's words
+    may hold control characters that move the cursor or recolour the screen."""
+    return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: expected JSON, found something else ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------------
+# Clips: any file that libsndfile reads (wav, flac, ogg, mp3, ...) -> 16 kHz mono float32.
+
+RATE = 16_000  # samples a second, everywhere after load_audio
+MAX_CHANNELS = 32
+RATES = (1_000, 768_000)  # what a header may say; beyond that it is damaged
+READ_BLOCK = 1 << 18  # frames decoded at a time, so that 32 channels never lie in memory whole
+
+
+def load_audio(path, start=0, end=None) -> np.ndarray:
+    """The clip at `path` (or a file object), from `start` to `end` seconds: (n,) float32, 16 kHz.
+
+    A slice of a long file is read by seeking, with just enough around it for the resampler, so it
+    equals the same slice of the whole file.
+    """
+    name = getattr(path, "name", None) or ("<bytes>" if isinstance(path, io.IOBase) else path)
+    if not isinstance(path, io.IOBase):
+        check_file(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            check_header(name, file)
+            return read_slice(name, file, start, end)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.strip().rstrip(".")
+        raise BadInput(f"{name}: cannot be decoded as audio ({reason})") from None
+
+
+def check_file(path):
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"{path}: no such file")
+    if path.is_dir():
+        raise BadInput(f"{path}: expected an audio file, found a folder")
+    if path.stat().st_size == 0 and path.is_file():
+        raise BadInput(f"{path}: the file is empty")
+
+
+def check_header(name, file):
+    if file.channels > MAX_CHANNELS:
+        raise BadInput(f"{name}: channels: expected at most {MAX_CHANNELS}, found {file.channels}")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise BadInput(
+            f"{name}: sample rate: expected {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}"
+        )
+    if file.frames == 0:
+        raise BadInput(f"{name}: holds no samples")
+
+
+def read_slice(name, file, start, end) -> np.ndarray:
+    """Seek, decode, mix down, resample. All positions are counted twice: in samples of the file
+    (`first`, `last`) and in samples at 16 kHz (`begin`, `finish`)."""
+    rate, length = file.samplerate, file.frames / file.samplerate  # length in seconds
+    begin = round(start * RATE)
+    if not 0 <= start < length or (end is not None and end <= start):
+        raise BadInput(
+            f"{name}: slice: expected 0 <= start < end <= {length:.3f} s, found {start} to {end}"
+        )
+    if end is not None and end > length + 0.05:  # metadata rounds, so a little over is no mistake
+        raise BadInput(f"{name}: slice: the clip ends at {length:.3f} s, asked for {end} s")
+    up, down = rate_ratio(rate)
+    margin = filter_half_width(up, down) // down + 1  # in blocks of `down` input samples
+    block = max(0, begin // up - margin) if rate != RATE else begin // up
+    first, last = block * down, None
+    finish = None
+    if end is not None:
+        finish = round(min(end, length) * RATE)
+        last = (finish // up + 1 + margin) * down
+    wave = read_mono(name, file, first, last)
+    wave = resample(wave, rate)[begin - block * up :]
+    wave = wave if finish is None else wave[: finish - begin]
+    if len(wave) == 0:
+        raise BadInput(f"{name}: slice: {start} to {end} s holds no samples")
+    return np.ascontiguousarray(wave)
+
+
+def read_mono(name, file, first, last) -> np.ndarray:
+    """Frames first..last of the file, channels averaged: (n,) float32. Decoded block by block, and
+    nothing is allocated on the word of a header: a header can promise hours that are not there."""
+    expected = min(file.frames, file.frames if last is None else last) - first
+    if first:
+        file.seek(first)
+    blocks, found = [], 0
+    while found < expected:
+        block = file.read(min(READ_BLOCK, expected - found), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        blocks.append(block.mean(axis=1))
+        found += len(block)
+    if found < expected * (0.98 if file.format == "MP3" else 1) and not is_streamed(file):
+        raise BadInput(
+            f"{name}: truncated: the header promises {expected / file.samplerate:.2f} s, "
+            f"the file holds {found / file.samplerate:.2f} s"
+        )
+    wave = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if not np.isfinite(wave).all():
+        bad = int(np.flatnonzero(~np.isfinite(wave))[0]) + first
+        raise BadInput(f"{name}: sample {bad}: expected a finite number, found NaN or infinity")
+    return wave
+
+
+def is_streamed(file) -> bool:
+    """A wav written to a pipe cannot go back to fill in its length, and says 'about 4 GB'."""
+    size = re.search(r"^data : (\d+)", file.extra_info, re.MULTILINE)
+    return file.format in ("WAV", "WAVEX") and bool(size) and int(size.group(1)) >= 0x7FFF0000
+
+
+# ------------------------------------------------------------------------------------------------
+# Resampling: a windowed sinc, evaluated only where an output sample falls.
+#
+# Output sample o lies at input time o * down / up. Its value is the sum over input samples s of
+# x[s] * h(o * down / up - s), with h a low-pass at 95 % of the smaller Nyquist frequency under a
+# Kaiser window. The fractional part of that time repeats every `up` outputs, so there are only
+# `up` different filters ("phases"), and every `up` outputs the input moves on by `down` samples:
+# that is a strided convolution with `up` output channels. Neighbouring phases read nearly the same
+# input, so they are computed 32 at a time, each group on just the span that it reads.
+
+PASS_EDGE = 0.9  # of the smaller Nyquist frequency; flat below (7.2 kHz at 16 kHz), nothing above 1
+ATTENUATION = 100.0  # dB in the stop band, which Kaiser's formulas turn into length and shape
+PHASES = 32  # a group: wide enough for a good matrix product, narrow enough to waste few taps
+
+
+def resample(wave: np.ndarray, rate: int) -> np.ndarray:
+    """(n,) float32 at `rate` -> (ceil(n * 16000 / rate),) float32 at 16 kHz."""
+    if rate == RATE:
+        return wave
+    up, down = rate_ratio(rate)
+    steps = -(-len(wave) // down)
+    half = filter_half_width(up, down)
+    padded = F.pad(torch.from_numpy(wave), (half, steps * down - len(wave) + down + half))
+    out = torch.empty(steps, up)
+    for phase in range(0, up, PHASES):
+        taps, first = phase_filters(up, down, phase)  # (P, 1, width), where the span begins
+        y = F.conv1d(padded[None, None, first + half :], taps, stride=down)  # (1, P, >= steps)
+        out[:, phase : phase + PHASES] = y[0, :, :steps].T
+    return out.flatten()[: -(-len(wave) * RATE // rate)].numpy()
+
+
+def rate_ratio(rate: int) -> tuple[int, int]:
+    """16000 / rate as up / down, scaled to at least 32 phases: 48 kHz is 32/96, not 1/3."""
+    common = math.gcd(rate, RATE)
+    scale = -(-PHASES * common // RATE)
+    return RATE // common * scale, rate // common * scale
+
+
+def filter_half_width(up: int, down: int) -> int:
+    """Half the length of h in input samples, by Kaiser's rule for the transition's width."""
+    transition = (1 - PASS_EDGE) * min(1.0, up / down) / 2  # cycles per input sample
+    return math.ceil((ATTENUATION - 8) / (2.285 * 2 * math.pi * transition) / 2)
+
+
+@lru_cache(maxsize=128)
+def phase_filters(up: int, down: int, phase: int) -> tuple[torch.Tensor, int]:
+    """The filters of up to 32 phases over the input span that they share: (P, 1, width)."""
+    half = filter_half_width(up, down)
+    last = min(phase + PHASES, up) - 1
+    first = phase * down // up - half + 1
+    samples = torch.arange(first, last * down // up + half + 1, dtype=torch.float64)
+    time = torch.arange(phase, last + 1, dtype=torch.float64)[:, None] * down / up - samples
+    cutoff = min(1.0, up / down) * (1 + PASS_EDGE) / 2  # in units of the input's Nyquist frequency
+    beta = 0.1102 * (ATTENUATION - 8.7)
+    window = torch.i0(beta * (1 - (time / half) ** 2).clamp(min=0).sqrt())
+    window = window / torch.i0(torch.tensor(beta, dtype=torch.float64)) * (time.abs() <= half)
+    return (cutoff * torch.sinc(cutoff * time) * window).float()[:, None], first
+
+
+# ------------------------------------------------------------------------------------------------
+# From samples to slots. One 30 s window is 480000 samples, 3000 frames, 1500 positions, 750 slots.
+
+HOP = 160  # samples from frame to frame: 10 ms
+FFT = 400  # samples that one frame looks at: 25 ms
+WINDOW = 30 * RATE
+MELS = 128
+MAX_FRAMES = WINDOW // HOP  # 3000
+CONTEXT = 2  # frames after the last valid one that still hold its tail
+
+
+def n_frames(samples: int) -> int:
+    """Valid frames: those that begin before the clip ends."""
+    return -(-samples // HOP)
+
+
+def n_positions(samples: int) -> int:
+    """What the encoder's second convolution (stride 2) leaves of the frames."""
+    return (n_frames(samples) + 1) // 2
+
+
+def split_windows(wave: np.ndarray, max_seconds: float = 600, name="clip") -> list[np.ndarray]:
+    """A clip as windows of at most 30 s; each is heard alone. What passes the base's limit (AF3:
+    10 minutes, Qwen2-Audio: 30 seconds) is cut with a warning. A last window too short to make a
+    slot (up to 320 samples) is left out: it would cost an encoder pass and say nothing."""
+    limit = int(max_seconds * RATE)
+    if len(wave) > limit:
+        warn(f"{name}: {len(wave) / RATE:.1f} s; this model hears the first {max_seconds:g} s")
+        wave = wave[:limit]
+    windows = [wave[i : i + WINDOW] for i in range(0, max(len(wave), 1), WINDOW)]
+    if len(windows) > 1 and n_positions(len(windows[-1])) < 2:
+        windows.pop()
+    return windows
+
+
+def n_slots(samples: int, max_seconds: float = 600) -> int:
+    """Slots of a clip of that many samples, over all its windows. 321 samples are the least."""
+    full, rest = divmod(min(samples, int(max_seconds * RATE)), WINDOW)
+    return full * (n_positions(WINDOW) // 2) + n_positions(rest) // 2
+
+
+def log_mel(wave) -> torch.Tensor:
+    """Whisper's log-mel of one window, without its padding: (n,) -> (128, min(L + 2, 3000)).
+
+    Whisper pads every clip with silence to 30 s and transforms all of it. Frames beyond L + 2 then
+    hold nothing but that silence, and the encoder masks what lies beyond L; so only L + 2 frames
+    are made here, each from the samples and zeros that the padded clip would have there.
+    """
+    wave = torch.as_tensor(wave, dtype=torch.float32)
+    if wave.ndim != 1 or not 0 < len(wave) <= WINDOW:
+        raise BadInput(f"log_mel: expected one window of 1..{WINDOW} samples, found {tuple(wave.shape)}")
+    frames = min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES)
+    half = FFT // 2
+    padded = torch.zeros((frames - 1) * HOP + FFT)
+    padded[half : half + len(wave)] = wave[: len(padded) - half]
+    padded[:half] = padded[half + 1 : FFT + 1].flip(0)  # a centred transform reflects at the edges
+    if frames == MAX_FRAMES:
+        end = half + WINDOW
+        padded[end:] = padded[2 * end - len(padded) - 1 : end - 1].flip(0)
+    spectrum = torch.fft.rfft(padded.unfold(0, FFT, HOP) * hann_window())  # (F, 201)
+    power = torch.view_as_real(spectrum).square().sum(-1)
+    mel = (power @ mel_filters()).clamp_(min=1e-10).log10_()  # (F, M)
+    mel = torch.maximum(mel, mel.max() - 8.0)  # 80 dB below this window's own loudest point
+    return ((mel + 4.0) / 4.0).T
+
+
+@lru_cache(maxsize=1)
+def hann_window() -> torch.Tensor:
+    return torch.hann_window(FFT)
+
+
+@lru_cache(maxsize=1)
+def mel_filters() -> torch.Tensor:
+    """Slaney's mel filters, each a triangle of area one: (201, 128) float32, made in float64.
+
+    His scale is linear to 1 kHz (3 mel for 200 Hz) and logarithmic above (27 mel for 6.4 times).
+    """
+    frequencies = np.linspace(0, RATE / 2, FFT // 2 + 1)
+    top = 15 + 27 * np.log(RATE / 2 / 1000) / np.log(6.4)
+    mels = np.linspace(0, top, MELS + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
+    rise = (frequencies[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[None, 2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0, np.minimum(rise, fall))
+    return torch.from_numpy(triangles * 2 / (edges[2:] - edges[:-2])).float()
+
+
+# ------------------------------------------------------------------------------------------------
+# Tokens: byte-level BPE from the checkpoint's own files, run by tiktoken.
+
+# Contractions, words with one leading character, single digits, punctuation, line ends, spaces.
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SLOT_NAMES = ("<sound>", "<|AUDIO|>")  # the token that a slot takes the place of
+BOUNDARIES = (  # what stands for BOA and EOA: ours, Qwen2-Audio's, a pair that AF3 leaves unused
+    ("[BOA]", "[EOA]"),
+    ("<|audio_bos|>", "<|audio_eos|>"),
+    ("<|vision_start|>", "<|vision_end|>"),
+)
+END_NAMES = ("<|im_end|>", "<|endoftext|>")
+LAYOUTS = ("native", "polyaudio")
+
+
+@lru_cache(maxsize=1)
+def byte_letters() -> dict[str, int]:
+    """HF files write bytes as printable letters: printable ones as themselves, the other 68 as
+    the letters from U+0100 on. This is the way back, letter -> byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class Tokenizer:
+    """Text to ids and back, and prompts. `special` maps the names of special tokens to ids."""
+
+    def __init__(self, ranks, special, hidden=(), pattern=QWEN_PATTERN, system=None):
+        self.special = special
+        self.hidden = set(hidden)  # specials that decode() leaves out: <|im_end|>, yet not <think>
+        self.system = system  # the base's default system message, if it has one
+        self.encoding = tiktoken.Encoding(
+            "polyaudio", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
+        self.known = set(ranks.values()) | set(special.values())
+        self.size = max(self.known) + 1
+        self.slot = next((special[n] for n in SLOT_NAMES if n in special), None)
+        pairs = ((special[b], special[e]) for b, e in BOUNDARIES if b in special and e in special)
+        self.boundaries = next(pairs, None)
+        self.ends = [special[name] for name in END_NAMES if name in special]
+
+    def __len__(self):
+        return self.size
+
+    @classmethod
+    def from_dir(cls, dir) -> "Tokenizer":
+        """From tokenizer.json, or from vocab.json + merges.txt where there is none."""
+        dir = Path(dir)
+        pattern = QWEN_PATTERN
+        if (dir / "tokenizer.json").exists():
+            name, data = dir / "tokenizer.json", read_json(dir / "tokenizer.json")
+            model = data.get("model", {})
+            if model.get("type") != "BPE" or model.get("ignore_merges"):
+                raise BadInput(f"{name}: model: expected a BPE that follows its merges")
+            vocab, merges = model["vocab"], model["merges"]
+            found = re.search(r'"Regex": ("(?:[^"\\]|\\.)*")', json.dumps(data.get("pre_tokenizer")))
+            pattern = json.loads(found.group(1)) if found else pattern
+            added = {t["content"]: t for t in data.get("added_tokens", [])}
+        elif (dir / "vocab.json").exists() and (dir / "merges.txt").exists():
+            name, vocab, added = dir / "vocab.json", read_json(dir / "vocab.json"), {}
+            lines = (dir / "merges.txt").read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines if line and not line.startswith("#version")]
+        else:
+            raise BadInput(f"{dir}: expected tokenizer.json, or vocab.json and merges.txt; found neither")
+        added |= more_added_tokens(dir)
+        special = {content: token["id"] for content, token in added.items()}
+        hidden = [token["id"] for token in added.values() if token.get("special", True)]
+        vocab = {token: i for token, i in vocab.items() if token not in special}
+        return cls(bpe_ranks(name, vocab, merges), special, hidden, pattern, default_system(dir))
+
+    # --- plain text
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text. No string in it becomes a special token."""
+        return self.encoding.encode_ordinary(unicodedata.normalize("NFC", text))
+
+    def decode(self, ids) -> str:
+        """Text of ids, without special tokens and without ids that the vocabulary does not hold."""
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        if id in self.hidden or id not in self.known:
+            return b""
+        return self.encoding.decode_single_token_bytes(id)
+
+    def stream(self):
+        """A function for streaming: give it ids one by one, print what it returns. A character
+        whose bytes are spread over tokens is held back until it is whole; None ends the text."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        def push(id) -> str:
+            return decoder.decode(b"" if id is None else self.token_bytes(id), final=id is None)
+
+        return push
+
+    # --- prompts (see "Prompts" below for the layouts)
+
+    def encode_prompt(self, messages, n_slots, layout="native") -> list[int]:
+        """Ids of a conversation. messages: [{role, content}], clips as <sound-i> in the content of
+        the user's turns (without any, the clips come first); n_slots: slots of clip 1, 2, ..."""
+        return [id for ids, _ in self.prompt_pieces(messages, n_slots, layout) for id in ids]
+
+    def prompt_pieces(self, messages, n_slots, layout) -> list[tuple[list[int], bool]]:
+        """The same as [(ids, is_answer)]: the answers are what training learns to say."""
+        check_prompt(messages, n_slots, layout)
+        if n_slots and self.slot is None:
+            raise BadInput("prompt: this tokenizer has no audio token, so its model hears no clips")
+        if layout == "polyaudio" and n_slots and self.boundaries is None:
+            raise BadInput("prompt: layout polyaudio needs BOA and EOA in the vocabulary")
+        messages = place_clips(messages, len(n_slots))
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        start, end = self.special_id("<|im_start|>"), self.special_id("<|im_end|>")
+        pieces, parts = [], []
+        for message in messages:
+            parts += [[start], message["role"] + "\n"]
+            if message["role"] == "assistant":  # an answer follows the header that it will follow
+                pieces.append((self.encode_parts(parts + self.thinking()), False))
+                pieces.append((self.encode_parts([message["content"], [end]]), True))
+                parts = ["\n"]
+                continue
+            audible = message["role"] == "user"
+            parts += self.content(message["content"], n_slots, layout) if audible else [message["content"]]
+            parts += [[end], "\n"]
+        if messages[-1]["role"] != "assistant":
+            parts += [[start], "assistant\n", *self.thinking()]
+        return [*pieces, (self.encode_parts(parts), False)]
+
+    def special_id(self, name) -> int:
+        if name not in self.special:
+            raise BadInput(f"tokenizer: no special token {name} in its files")
+        return self.special[name]
+
+    def thinking(self) -> list:
+        """Qwen3 answers at once when its thoughts are given, and empty."""
+        if "<think>" not in self.special or self.slot is not None:
+            return []
+        return [[self.special["<think>"]], "\n\n", [self.special["</think>"]], "\n\n"]
+
+    def content(self, text, n_slots, layout) -> list:
+        """One message as parts: text, and lists of ids where its clips are."""
+        parts = []
+        pieces = re.split(MARKER, text)  # text, index, text, index, ..., text
+        for i, piece in enumerate(pieces):
+            if i % 2 == 0:
+                parts.append(piece)
+                continue
+            run = [self.slot] * n_slots[int(piece) - 1]
+            line_end = "" if pieces[i + 1].startswith("\n") else "\n"
+            if layout == "polyaudio":
+                boa, eoa = self.boundaries
+                parts += [f"(audio {int(piece)}: ", [boa, *run, eoa], ")"]
+            elif "<|AUDIO|>" in self.special:
+                bos, eos = self.special_id("<|audio_bos|>"), self.special_id("<|audio_eos|>")
+                parts += [f"Audio {int(piece)}: ", [bos, *run, eos], line_end]
+            else:
+                parts += [run, line_end]
+        return parts
+
+    def encode_parts(self, parts) -> list[int]:
+        """Join neighbouring texts before encoding them: BPE sees across the seams."""
+        ids, text = [], ""
+        for part in [*parts, []]:
+            if isinstance(part, str):
+                text += part
+                continue
+            ids += self.encode(text) + part if text else part
+            text = ""
+        return ids
+
+
+def more_added_tokens(dir) -> dict:
+    """Special tokens that older repositories keep beside the vocabulary."""
+    added = {}
+    if (dir / "added_tokens.json").exists():
+        added |= {name: {"id": id} for name, id in read_json(dir / "added_tokens.json").items()}
+    if (dir / "tokenizer_config.json").exists():
+        listed = read_json(dir / "tokenizer_config.json").get("added_tokens_decoder", {})
+        added |= {token["content"]: {**token, "id": int(id)} for id, token in listed.items()}
+    return added
+
+
+def default_system(dir):
+    """The system message that the base's chat template puts where a conversation has none."""
+    template = ""
+    if (dir / "chat_template.jinja").exists():
+        template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
+    elif (dir / "tokenizer_config.json").exists():
+        template = read_json(dir / "tokenizer_config.json").get("chat_template") or ""
+    if not isinstance(template, str):  # several named templates; the first is the default
+        template = template[0]["template"]
+    if not template:
+        return "You are a helpful assistant."
+    found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{<]+)<\|im_end\|>", template)
+    return found.group(1) if found else None
+
+
+def bpe_ranks(name, vocab, merges) -> dict[bytes, int]:
+    """{bytes: id}, where an id is also the order of merging. That is how tiktoken works, so a
+    vocabulary whose ids do not rise along its merges is refused: its ids would come out wrong."""
+    letters = byte_letters()
+    try:
+        ranks = {bytes(letters[c] for c in token): id for token, id in vocab.items()}
+    except KeyError as letter:
+        raise BadInput(f"{name}: vocab: {letter} stands for no byte") from None
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise BadInput(f"{name}: vocab: expected all 256 bytes, found no token for {missing[0]:#04x}")
+    last, made = -1, 256
+    for merge in merges:
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        id = vocab.get(left + right, -1)
+        if id <= last:
+            raise BadInput(f"{name}: merges: expected ids to rise, found {id} after {last}")
+        last, made = id, made + 1
+    if made != len(ranks):
+        raise BadInput(f"{name}: vocab: {len(ranks)} tokens, but bytes and merges make {made}")
+    return ranks
+
+
+def train_bpe(texts, size: int, special: list[str], dir):
+    """Learn a byte-level BPE of `size` tokens (bytes, merges, then `special`) and write it to
+    dir/tokenizer.json as HF's tokenizers library reads it.
+
+    The rule: join the most frequent pair of neighbours, everywhere; again; until there are enough.
+    Words are kept apart once with how often they occur; a join touches only the words it is in.
+    """
+    letter = {byte: char for char, byte in byte_letters().items()}
+    words = Counter()
+    for text in texts:
+        words.update(re.findall(TRAINING_WORDS, unicodedata.normalize("NFC", text)))
+    pieces = [[letter[b] for b in word.encode()] for word in words]
+    counts = list(words.values())
+    pairs, where = Counter(), defaultdict(set)
+    for w, word in enumerate(pieces):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += counts[w]
+            where[pair].add(w)
+    vocab = {letter[byte]: byte for byte in range(256)}
+    merges = []
+    heap = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(heap)
+    while len(vocab) + len(special) < size and heap:
+        count, pair = heapq.heappop(heap)
+        if pairs[pair] != -count:  # the count moved since; come back with the right one
+            if pairs[pair] > 0:
+                heapq.heappush(heap, (-pairs[pair], pair))
+            continue
+        joined = pair[0] + pair[1]
+        if joined in vocab:  # the same token from other halves: ids could not order both
+            continue
+        merges.append(list(pair))
+        vocab[joined] = len(vocab)
+        changed = set()
+        for w in where.pop(pair):
+            old, pieces[w] = pieces[w], join_pair(pieces[w], pair)
+            for p in zip(old, old[1:]):
+                pairs[p] -= counts[w]
+            for p in zip(pieces[w], pieces[w][1:]):
+                pairs[p] += counts[w]
+                where[p].add(w)
+                changed.add(p)
+        for p in changed:
+            heapq.heappush(heap, (-pairs[p], p))
+    write_tokenizer(dir, vocab, merges, special)
+
+
+# Words for training only: QWEN_PATTERN in the letters of Python's own `re`, which has no \p{L}.
+# The two differ on rare signs; a merge learned there is merely never used.
+TRAINING_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def join_pair(word: list[str], pair) -> list[str]:
+    out = []
+    for piece in word:
+        if out and (out[-1], piece) == pair and out[-1] is not None:
+            out[-1:] = [pair[0] + pair[1], None]  # None: this piece was joined, start anew
+        else:
+            out.append(piece)
+    return [piece for piece in out if piece is not None]
+
+
+def write_tokenizer(dir, vocab, merges, special):
+    dir = Path(dir)
+    dir.mkdir(parents=True, exist_ok=True)
+    added = [
+        {"id": len(vocab) + i, "content": name, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False, "special": True}
+        for i, name in enumerate(special)
+    ]  # fmt: skip
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [split, {**level, "use_regex": False}],
+        },
+        "post_processor": None,
+        "decoder": {**level, "use_regex": False},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": False, "vocab": vocab, "merges": merges,
+        },
+    }  # fmt: skip
+    write_json(dir / "tokenizer.json", document)
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    write_json(dir / "tokenizer_config.json", config)
+
+
+def write_json(path, value):
+    """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Prompts. A conversation is ChatML; a clip in it is a run of slots, placed where the text says
+# <sound-i>. Two layouts:
+#   native     what the base was trained on. AF3: the slots and a line end.
+#              Qwen2-Audio: "Audio i: ", its audio_bos, the slots, its audio_eos, a line end.
+#   polyaudio  "(audio i: ", BOA, the slots, EOA, ")": the index is written beside the sound, so
+#              that "the third clip" has something to point at.
+
+MARKER = r"<sound-(\d{1,4})>"
+ROLES = ("system", "user", "assistant")
+
+
+def check_prompt(messages, n_slots, layout):
+    if layout not in LAYOUTS:
+        raise BadInput(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
+    if not messages:
+        raise BadInput("messages: expected at least one, found none")
+    for i, message in enumerate(messages):
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise BadInput(f"messages[{i}]: expected a role of {ROLES} and a text, found {message!r:.80}")
+    for i, slots in enumerate(n_slots, 1):
+        if slots < 1:
+            raise BadInput(
+                f"clip {i}: too short to make a slot (at least {2 * HOP + 1} samples, 20 ms)"
+            )
+
+
+def place_clips(messages, n: int) -> list[dict]:
+    """Check that markers and clips agree; without any marker, put the clips before the first
+    question, a line each. Only the user's turns hold markers: an answer is text, whatever it says."""
+    spoken = [m["content"] for m in messages if m["role"] == "user"]
+    used = {int(i) for text in spoken for i in re.findall(MARKER, text)}
+    if used - set(range(1, n + 1)):
+        wrong = min(used - set(range(1, n + 1)))
+        raise BadInput(f"prompt: <sound-{wrong}> names a clip that is not there; {n} clip(s) given")
+    if used and len(used) < n:
+        unused = min(set(range(1, n + 1)) - used)
+        raise BadInput(f"prompt: clip {unused} is given, but no <sound-{unused}> says where it belongs")
+    if used or n == 0:
+        return list(messages)
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+    if first is None:
+        raise BadInput(f"prompt: {n} clip(s), but no question of the user's to put them in")
+    clips = "".join(f"<sound-{i}>\n" for i in range(1, n + 1))
+    asked = {**messages[first], "content": clips + messages[first]["content"]}
+    return [*messages[:first], asked, *messages[first + 1 :]]
+
+
+def clips_that_fit(context: int, text: int, slots: int) -> int:
+    """Equation 1 of the PolyAudio paper, N_max = floor((L - T) / K): how many clips of K slots
+    fit a context of L positions beside T positions of text and answer."""
+    return max(0, (context - text) // slots)
+
+
+def check_fits(tokens: int, n_slots, context: int, reserve: int = 0):
+    """Refuse a prompt (`tokens` in all, `reserve` kept for the answer) that passes the context."""
+    if tokens + reserve <= context:
+        return
+    if not n_slots:
+        raise BadInput(f"prompt: {tokens} tokens and {reserve} for the answer pass the context of {context}")
+    text = tokens + reserve - sum(n_slots)
+    slots = max(n_slots)
+    raise BadInput(
+        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = floor((L - T) / K) = "
+        f"floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Examples and their views. An example is one row of train.jsonl or bench.jsonl: a question on
+# several clips. A view is the same example in another form, to train on or to find out what a
+# model leans on; each is one function from example to example.
+
+SILENCE = 2.0  # seconds between the clips of a joined one
+
+
+def load_clip(clip, root=".") -> np.ndarray:
+    """A row's clip as samples: a path, {path, start, end}, or the {join, silence} of view_concat."""
+    if isinstance(clip, str):
+        return load_audio(Path(root) / clip)
+    if "join" in clip:
+        gap = np.zeros(round(clip["silence"] * RATE), np.float32)
+        waves = [load_clip(c, root) for c in clip["join"]]
+        return np.concatenate([part for wave in waves for part in (gap, wave)][1:])
+    return load_audio(Path(root) / clip["path"], clip.get("start", 0), clip.get("end"))
+
+
+def view_concat(example: dict) -> dict:
+    """All clips as one, two seconds of silence between: how models that hear one clip are asked."""
+    one = {"join": list(example["clips"]), "silence": SILENCE}
+    return map_text({**example, "clips": [one]}, lambda text: re.sub(MARKER + r"\s*", "", text))
+
+
+def view_permute(example: dict, order: list[int], literal: bool = False) -> dict:
+    """The clips in another order: order[j] is the old index (from 1) of the new clip j + 1.
+
+    literal: the text stays as it was, as in the paper's test; only sound where neither question
+    nor answer names a clip. Otherwise every index in text, choices and gold follows its clip.
+    """
+    if sorted(order) != list(range(1, len(example["clips"]) + 1)):
+        raise BadInput(f"permute: expected an order of {len(example['clips'])} clips, found {order}")
+    moved = {**example, "clips": [example["clips"][i - 1] for i in order]}
+    if literal:
+        return moved
+    new = {old: j for j, old in enumerate(order, 1)}
+    moved = map_text(moved, lambda text: remap_indices(text, new))
+    if "gold" in example:
+        moved["gold"] = remap_gold(example["gold"], new)
+    if "evidence" in example.get("meta", {}):
+        meta = example["meta"]
+        moved["meta"] = {**meta, "evidence": remap_gold(meta["evidence"], new)}
+    return moved
+
+
+def map_text(example: dict, change) -> dict:
+    """Apply `change` to every text that a model reads or is to say."""
+    out = dict(example)
+    for field in ("question", "answer"):
+        if field in out:
+            out[field] = change(out[field])
+    if "choices" in out:
+        out["choices"] = [change(choice) for choice in out["choices"]]
+    if "messages" in out:
+        out["messages"] = [{**m, "content": change(m["content"])} for m in out["messages"]]
+    return out
+
+
+def remap_gold(value, new: dict, key=None):
+    """Follow the clips inside a gold: values of type clip and order are indices, a span names its
+    clip, texts may speak of one; counts and times stay."""
+    if isinstance(value, str):
+        return remap_indices(value, new)
+    if isinstance(value, list):
+        return [remap_gold(v, new, key) for v in value]
+    if isinstance(value, dict):
+        indices = value.get("type") in ("clip", "order")
+        inner = {k: "clip" if k == "value" and indices else k for k in value}
+        return {k: v if k == "type" else remap_gold(v, new, inner[k]) for k, v in value.items()}
+    if key == "clip" and isinstance(value, int) and not isinstance(value, bool):
+        return new.get(value, value)
+    return value
+
+
+# How people write "the second one": with a noun, as an ordinal, or bare after a preposition.
+NOUN = r"(?:audio|clip|sound|recording|track|segment|sample|file)s?"
+LIST = r"\d+(?:(?:\s*(?:,|->|→|&|/|<|>)\s*|,?\s+(?:and|or|vs\.?|versus|to|with)\s+)\d+)*"
+ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+INDEX = re.compile(
+    rf"<sound-(?P<marker>\d+)>"
+    rf"|\b{NOUN}\s*(?:number\s*|no\.\s*|\#\s*)?(?P<noun>{LIST})(?![\w.]*\w)"
+    rf"|\b(?:in|of|between|from|is|are|than|both|either)\s+(?P<bare>{LIST})"
+    rf"(?=\s*(?:[?!;:)\]]|[.,](?!\d)|$|than\b|or\b|and\b|vs\b))"
+    rf"|\b(?P<ordinal>{'|'.join(ORDINALS)})(?=\s+(?:\w+\s+)?{NOUN}\b|\s+one\b)",
+    re.IGNORECASE,
+)
+
+
+def remap_indices(text: str, new: dict) -> str:
+    """Rewrite the clip indices that a text names. A text that is nothing but indices ("2",
+    "3, 1, 2") is a list of them; numbers elsewhere ("after 3 seconds") are left alone."""
+
+    def digits(piece):
+        return re.sub(r"\d+", lambda m: str(new.get(int(m.group()), m.group())), piece)
+
+    def ordinal(word):
+        old = ORDINALS.index(word.lower()) + 1
+        if old not in new or new[old] > len(ORDINALS):
+            return word
+        moved = ORDINALS[new[old] - 1]
+        return moved.capitalize() if word[0].isupper() else moved
+
+    def replace(match):
+        if match["ordinal"]:
+            return ordinal(match.group())
+        kind = match.lastgroup
+        start, end = (p - match.start() for p in match.span(kind))
+        whole = match.group()
+        return whole[:start] + digits(match[kind]) + whole[end:]
+
+    if re.fullmatch(rf"\s*\(?{LIST}\)?\.?\s*", text):
+        return digits(text)
+    return INDEX.sub(replace, text)
