@@ -718,6 +718,16 @@ def place_clips(messages, n: int) -> list[dict]:
     return [*messages[:first], asked, *messages[first + 1 :]]
 
 
+def clip_order(messages, n: int) -> list[int]:
+    """The clips as the prompt will hold them, by index: one for each marker, a repeated one twice."""
+    return [
+        int(i)
+        for message in place_clips(messages, n)
+        if message["role"] == "user"
+        for i in re.findall(MARKER, message["content"])
+    ]
+
+
 def clips_that_fit(context: int, text: int, slots: int) -> int:
     """Equation 1 of the PolyAudio paper, N_max = floor((L - T) / K): how many clips of K slots
     fit a context of L positions beside T positions of text and answer."""

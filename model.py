@@ -1,0 +1,1295 @@
+"""The network: waveforms and a question in, an answer out.
+
+    from model import PolyAudio
+    net = PolyAudio.from_dir("weights/af3")                  # any of the bases below, or runs/<name>
+    print(net.answer("Which clip is louder?", [wave_1, wave_2]))
+
+  samples ─ log-mel ─▶ encoder ─▶ resampler ─▶ slots ─┐
+                                                      ├─ splice ─▶ decoder ─▶ logits
+  question ─────────── tokens ─▶ embeddings ──────────┘
+
+Bases, read from their Hugging Face folders as they are: Audio Flamingo 3, Qwen2-Audio, our own
+(AF3's layout at any size, with a perceiver if it says so), and the text models Qwen2, Qwen2.5 and
+Qwen3. Parameters keep their Hugging Face names, so the file's keys are the code's names.
+
+There is no padding anywhere. All windows lie end to end in one row, all examples in another, and
+`attention` keeps them apart by their lengths. Dimensions, in the comments from here on:
+
+  B rows (examples)   N windows in the batch   F mel frames       M mel bins    S encoder positions
+  Q slots             T decoder positions      E encoder width    D decoder width
+  H heads             G kv heads               K head size        V vocabulary  R LoRA rank
+"""
+
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import kernels
+from kernels import attention, linear
+from prepare import (
+    CONTEXT,
+    MAX_FRAMES,
+    BadInput,
+    Tokenizer,
+    check_fits,
+    clip_order,
+    log_mel,
+    n_frames,
+    n_slots,
+    read_json,
+    split_windows,
+    warn,
+    write_json,
+)
+
+# ------------------------------------------------------------------------------------------------
+# Configuration: read from the checkpoint's config.json, never typed twice. The defaults are those
+# of transformers, because files on the Hub leave out what equals them.
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    width: int = 1280
+    layers: int = 32
+    heads: int = 20
+    ffn: int = 5120
+    mels: int = 128
+    positions: int = 1500
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_size: int = 128
+    ffn: int = 22016
+    vocab: int = 151936
+    eps: float = 1e-6
+    theta: float = 10_000.0
+    context: int = 32768
+    qkv_bias: bool = True  # Qwen2 has biases there ...
+    qk_norm: bool = False  # ... Qwen3 normalises each head instead
+
+
+# What the fields are called in the files, over the years.
+ENCODER_NAMES = {
+    "width": ("hidden_size", "d_model"),
+    "layers": ("num_hidden_layers", "encoder_layers"),
+    "heads": ("num_attention_heads", "encoder_attention_heads"),
+    "ffn": ("intermediate_size", "encoder_ffn_dim"),
+    "mels": ("num_mel_bins",),
+    "positions": ("max_source_positions",),
+}
+DECODER_NAMES = {
+    "width": ("hidden_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_size": ("head_dim",),
+    "ffn": ("intermediate_size",),
+    "vocab": ("vocab_size",),
+    "eps": ("rms_norm_eps",),
+    "theta": ("rope_theta",),
+    "context": ("max_position_embeddings",),
+    "qkv_bias": ("attention_bias",),
+}
+# What this code computes; a checkpoint that asks for something else would load and be wrong.
+FIXED = {
+    "audio_config": {
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "num_mel_bins": 128,
+        "max_source_positions": 1500,
+    },
+    "text_config": {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
+    "": {"projector_hidden_act": "gelu", "projector_bias": True},
+}
+# model_type -> (resampler, audio token by default, seconds of a clip that it hears)
+BASES = {
+    "audioflamingo3": ("mlp", 151669, 600),
+    "qwen2_audio": ("linear", 151646, 30),
+    "polyaudio": ("perceiver", 151669, 600),
+    "qwen2": (None, None, 0),
+    "qwen3": (None, None, 0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes the network, and `raw`, the file as it was found."""
+
+    raw: dict
+    kind: str
+    encoder: EncoderConfig | None
+    decoder: DecoderConfig
+    resampler: dict
+    audio_token: int | None
+    max_seconds: float
+    layout: str
+    may_tie: bool
+
+    @classmethod
+    def from_dir(cls, dir) -> "Config":
+        path = Path(dir) / "config.json"
+        if not Path(dir).is_dir():
+            raise BadInput(f"{dir}: no such folder of weights")
+        if not path.exists():
+            raise BadInput(f"{dir}: expected config.json in a folder of weights, found none")
+        return cls.from_dict(read_json(path), path)
+
+    @classmethod
+    def from_dict(cls, raw: dict, source="config.json") -> "Config":
+        kind = raw.get("model_type")
+        if kind not in BASES:
+            raise BadInput(f"{source}: model_type: expected one of {', '.join(BASES)}, found {kind!r}")
+        resampler, audio_token, max_seconds = BASES[kind]
+        text = raw.get("text_config", {}) if resampler else raw
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
+        text = {**text, "rope_type": kind_of_rope}
+        text.setdefault("rope_theta", rope.get("rope_theta", DecoderConfig.theta))
+        audio = raw.get("audio_config", {})
+        for name, section in (("audio_config", audio), ("text_config", text), ("", raw)):
+            for field, expected in FIXED[name].items():
+                if section.get(field, expected) != expected:
+                    where = f"{name}.{field}".lstrip(".")
+                    raise BadInput(f"{source}: {where}: expected {expected}, found {section[field]!r}")
+        return cls(
+            raw=raw,
+            kind=kind,
+            encoder=named_fields(EncoderConfig, ENCODER_NAMES, audio) if resampler else None,
+            decoder=decoder_config(text, qwen3=kind == "qwen3" or text.get("model_type") == "qwen3"),
+            resampler={"kind": resampler, **raw.get("resampler", {})},
+            audio_token=raw.get("audio_token_id", raw.get("audio_token_index", audio_token)),
+            max_seconds=max_seconds,
+            layout=raw.get("layout", "native"),
+            may_tie=text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False)),
+        )
+
+
+def named_fields(kind, names: dict, section: dict, **defaults):
+    """Build a config of that kind from the first name of each field that the section holds."""
+    found = dict(defaults)
+    for field in fields(kind):
+        for name in names.get(field.name, ()):
+            if section.get(name) is not None:
+                found[field.name] = section[name]
+                break
+    return kind(**found)
+
+
+def decoder_config(text: dict, qwen3: bool) -> DecoderConfig:
+    heads = text.get("num_attention_heads", DecoderConfig.heads)
+    derived = 128 if qwen3 else text.get("hidden_size", DecoderConfig.width) // heads
+    special = {"head_size": derived, "qkv_bias": not qwen3, "qk_norm": qwen3}
+    names = DECODER_NAMES if qwen3 else {**DECODER_NAMES, "qkv_bias": ()}
+    return named_fields(DecoderConfig, names, text, **special)
+
+
+# ------------------------------------------------------------------------------------------------
+# Layers that all parts share.
+
+
+class Linear(nn.Linear):
+    """y = W x + b; with an adapter y = W x + b + (alpha / r) B A x, which `attach` adds.
+
+    A (R, in) starts random and B (out, R) at zero, so that at first nothing changes. Both stay in
+    float32 whatever W is. Merging writes W + (alpha / r) B A into a new weight and keeps the old
+    tensor aside, so that unmerging gives back every bit.
+    """
+
+    scale = dropout = 0.0
+    unmerged = ()  # holds the weight from before merging
+    blocked = None  # a copy laid out for few rows, see kernels/linear.py
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_parameter("lora_A", None)
+        self.register_parameter("lora_B", None)
+
+    def attach(self, rank: int, scale: float, dropout: float = 0.0):
+        self.scale, self.dropout = scale, dropout
+        where = {"device": self.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **where))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, **where))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x):  # (T, in) -> (T, out)
+        y = linear(x, self.weight, self.bias, self.blocked)
+        if self.lora_A is None or self.unmerged:
+            return y
+        dropped = F.dropout(x.float(), self.dropout, self.training)
+        low = linear(linear(dropped, self.lora_A), self.lora_B)  # (T, R) -> (T, out)
+        return (y + low * self.scale).to(y.dtype)
+
+    def folded(self) -> torch.Tensor:
+        """W + (alpha / r) B A, computed in float32."""
+        if self.lora_A is None or self.unmerged:
+            return self.weight.detach()
+        update = self.lora_B.detach() @ self.lora_A.detach() * self.scale
+        return (self.weight.detach().float() + update).to(self.weight.dtype)
+
+    def merge(self):
+        if self.lora_A is not None and not self.unmerged:
+            self.weight, self.unmerged = nn.Parameter(self.folded(), False), (self.weight,)
+            self.blocked = None
+
+    def unmerge(self):
+        if self.unmerged:
+            (self.weight,), self.unmerged, self.blocked = self.unmerged, (), None
+
+
+class Embedding(nn.Embedding):
+    """Token embeddings, of which a few rows (BOA, EOA) may be replaced by trainable ones."""
+
+    row_ids = None  # (n,) the tokens that lora_rows (n, D), in float32, stand for
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_parameter("lora_rows", None)
+
+    def replace(self, ids: list[int]):
+        self.row_ids = torch.tensor(ids, device=self.weight.device)
+        self.lora_rows = nn.Parameter(self.weight[self.row_ids].detach().float().clone())
+
+    def forward(self, ids):  # (T,) -> (T, D)
+        x = F.embedding(ids, self.weight)
+        if self.lora_rows is None:
+            return x
+        same = ids[:, None] == self.row_ids  # (T, n)
+        rows = self.lora_rows.to(x.dtype)[same.int().argmax(1)]
+        return torch.where(same.any(1, keepdim=True), rows, x)
+
+    def folded(self) -> torch.Tensor:
+        if self.lora_rows is None:
+            return self.weight.detach()
+        rows = self.lora_rows.detach().to(self.weight.dtype)
+        return self.weight.detach().index_copy(0, self.row_ids, rows)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def cumulative(lengths, device=None) -> torch.Tensor:
+    """Lengths of segments -> where each begins and the last one ends, as attention wants it."""
+    return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+
+
+def ranges(starts, lengths, device=None) -> torch.Tensor:
+    """The indices start .. start + length - 1 of every segment, one after another."""
+    rows = [torch.arange(s, s + n) for s, n in zip(starts, lengths)]
+    return torch.cat(rows).to(device) if rows else torch.zeros(0, dtype=torch.long, device=device)
+
+
+# ------------------------------------------------------------------------------------------------
+# The encoder: Whisper's, on the frames that exist.
+
+
+class EncoderAttention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
+
+    def forward(self, x, cu):  # (S, E)
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attention(q, k, v, cu, cu, False).flatten(1))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.self_attn = EncoderAttention(config.width, config.heads)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.fc1 = Linear(config.width, config.ffn)
+        self.fc2 = Linear(config.ffn, config.width)
+
+    def forward(self, x, cu):  # (S, E)
+        x = x + self.self_attn(self.self_attn_layer_norm(x), cu)
+        x = x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        if x.dtype == torch.float16:
+            x = x.clamp(-64_504, 64_504)  # as in training: one step from infinity in half precision
+        return x
+
+
+class Encoder(nn.Module):
+    """Frames of any number of windows -> pooled rows, 40 ms each.
+
+    A window comes as its L valid frames and two more (log_mel), laid into one row behind a frame
+    of zeros, so that each begins at an odd place:
+
+        0 a a a a a a 0 b b b 0 0 c c c c c ...     L + 2 = 6, 3, 5 frames
+
+    The zero is the first convolution's left padding. Its output there is set back to zero, for it
+    is the second one's padding too. That one has stride 2 from place 0 on, so its output j of a
+    window lands at (place of the window - 1) / 2 + j. The two extra frames are the right context
+    of the last valid output; what is computed on them is not read.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.conv1 = nn.Conv1d(config.mels, config.width, 3, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, 3, stride=2)
+        self.embed_positions = nn.Embedding(config.positions, config.width)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, mels, frames):
+        """mels: (M, F) of each window, frames: its L. -> (Q, E), slots of each window."""
+        x = self.stem(mels, frames)  # (S, E)
+        lengths = [(n + 1) // 2 for n in frames]
+        cu = cumulative(lengths, x.device)
+        for layer in self.layers:
+            x = layer(x, cu)
+        # Neighbours in pairs, inside their window; an odd last position was only ever a key.
+        slots = [n // 2 for n in lengths]
+        pairs = ranges(cu.tolist(), [2 * n for n in slots], x.device)
+        x = x[pairs].unflatten(0, (-1, 2)).mean(1)
+        return self.layer_norm(x), slots
+
+    def stem(self, mels, frames):
+        """Both convolutions over all windows at once. -> (S, E) with positions added."""
+        spans = [(1 + mel.shape[1] + 1) // 2 * 2 for mel in mels]  # the zero, the frames, made even
+        starts = cumulative(spans).tolist()
+        bins, like = mels[0].shape[0], self.conv1.weight
+        row = torch.zeros(1, bins, starts[-1] + 1, device=like.device, dtype=like.dtype)
+        for mel, start in zip(mels, starts):
+            row[0, :, start + 1 : start + 1 + mel.shape[1]] = mel.to(row)
+        x = F.gelu(self.conv1(row))
+        x = x.index_fill(2, torch.tensor(starts[:-1], device=x.device), 0.0)
+        x = F.gelu(self.conv2(x))[0].T
+        lengths = [(n + 1) // 2 for n in frames]
+        x = x[ranges([start // 2 for start in starts[:-1]], lengths, x.device)]
+        return x + self.embed_positions.weight[ranges([0] * len(lengths), lengths, x.device)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Resamplers: rows of the encoder -> slots of the decoder.
+
+
+class MLP(nn.Module):
+    """AF3: two linears."""
+
+    def __init__(self, encoder, width, resampler):
+        super().__init__()
+        self.linear_1 = Linear(encoder.width, width)
+        self.linear_2 = Linear(width, width)
+
+    def forward(self, x, lengths):  # (Q, E), slots of each clip -> (Q, D), the same
+        return self.linear_2(F.gelu(self.linear_1(x))), lengths
+
+
+class Projection(nn.Module):
+    """Qwen2-Audio: one linear."""
+
+    def __init__(self, encoder, width, resampler):
+        super().__init__()
+        self.linear = Linear(encoder.width, width)
+
+    def forward(self, x, lengths):
+        return self.linear(x), lengths
+
+
+class Perceiver(nn.Module):
+    """The fixed-K interface of the paper: K learned queries look at a clip, however long it is.
+
+    Ours alone; no published checkpoint has one. Each layer lets the queries attend to the rows of
+    their own clip and then transforms them; there is no attention among queries.
+    """
+
+    def __init__(self, encoder, width, resampler):
+        super().__init__()
+        self.slots, self.heads = resampler["slots"], resampler.get("heads", encoder.heads)
+        self.queries = nn.Parameter(torch.randn(self.slots, encoder.width) * encoder.width**-0.5)
+        self.layers = nn.ModuleList()
+        for _ in range(resampler.get("layers", 2)):
+            layer = {"query_norm": nn.LayerNorm(encoder.width), "ffn_norm": nn.LayerNorm(encoder.width)}
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                layer[name] = Linear(encoder.width, encoder.width)
+            layer["fc1"] = Linear(encoder.width, 4 * encoder.width)
+            layer["fc2"] = Linear(4 * encoder.width, encoder.width)
+            self.layers.append(nn.ModuleDict(layer))
+        self.norm = nn.LayerNorm(encoder.width)
+        self.linear = Linear(encoder.width, width)
+
+    def forward(self, x, lengths):  # (sum of lengths, E) -> (clips * K, D), K for each clip
+        clips = len(lengths)
+        cu_q = cumulative([self.slots] * clips, x.device)
+        cu_k = cumulative(lengths, x.device)
+        z = self.queries.repeat(clips, 1)
+        for layer in self.layers:
+            q = layer["q_proj"](layer["query_norm"](z)).unflatten(-1, (self.heads, -1))
+            k, v = (layer[name](x).unflatten(-1, (self.heads, -1)) for name in ("k_proj", "v_proj"))
+            z = z + layer["out_proj"](attention(q, k, v, cu_q, cu_k, False).flatten(1))
+            z = z + layer["fc2"](F.gelu(layer["fc1"](layer["ffn_norm"](z))))
+        return self.linear(self.norm(z)), [self.slots] * clips
+
+
+RESAMPLERS = {"mlp": MLP, "linear": Projection, "perceiver": Perceiver}
+
+
+# ------------------------------------------------------------------------------------------------
+# The decoder: Qwen2's, over packed rows, with or without a cache.
+
+
+class Cache:
+    """Keys and values of every layer, allocated once: rows x capacity. It also remembers what each
+    row has read, so that a conversation that goes on reads only what is new."""
+
+    def __init__(self, config: DecoderConfig, rows: int, capacity: int, like: torch.Tensor):
+        shape = (config.layers, rows, config.kv_heads, capacity, config.head_size)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+        self.lengths = [0] * rows
+        self.ids = [[] for _ in range(rows)]
+        self.clips = [[] for _ in range(rows)]
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def attend(self, layer: int, rows: list[int], q, k, v, cu):
+        """Append k and v of each row's segment, then let its queries see the whole row."""
+        bounds = cu.tolist()
+        fresh = not any(self.lengths[row] for row in rows)
+        outs = []
+        for s, row in enumerate(rows):
+            new, past = slice(bounds[s], bounds[s + 1]), self.lengths[row]
+            total = past + bounds[s + 1] - bounds[s]
+            keys, values = self.keys[layer, row], self.values[layer, row]  # (G, capacity, K)
+            keys[:, past:total] = k[new].transpose(0, 1)
+            values[:, past:total] = v[new].transpose(0, 1)
+            if not fresh:
+                seen = (keys[:, :total].transpose(0, 1), values[:, :total].transpose(0, 1))
+                ends = torch.tensor([[0, total - past], [0, total]], dtype=torch.int32, device=q.device)
+                outs.append(attention(q[new], *seen, *ends, True))
+        return attention(q, k, v, cu, cu, True) if fresh else torch.cat(outs)
+
+    def read(self, rows, ids):
+        """Note what the rows have read, after all layers have seen it."""
+        for row, new in zip(rows, ids):
+            self.lengths[row] += len(new)
+            self.ids[row] = [*self.ids[row], *new]
+
+    def rewind(self, row: int, ids: list[int], clips: list, slots: list[int], slot: int):
+        """Keep what the row shares with a new conversation from its start on: (tokens, clips). The
+        last token is read again in any case, for its logits; a clip is kept whole or not at all."""
+        tokens = len(os.path.commonprefix([self.ids[row], ids[:-1]]))
+        places = [i for i, id in enumerate(ids) if id == slot]
+        kept, first = 0, 0
+        for old, clip, n in zip(self.clips[row], clips, slots):
+            if old is not clip or places[first + n - 1] >= tokens:
+                break
+            kept, first = kept + 1, first + n
+        if kept < len(clips):
+            tokens = min(tokens, places[first])
+        self.lengths[row], self.ids[row], self.clips[row] = tokens, ids[:tokens], list(clips)
+        return tokens, kept
+
+
+def rotate(x, cos, sin):
+    """Rotary positions: the halves of each head as the two coordinates of K / 2 planes, turned by
+    position * theta^(-2i / K). x (T, H, K), cos and sin (T, 1, K / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class DecoderAttention(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.head_size = config.head_size
+        width, inner, shared = (
+            config.width,
+            config.heads * config.head_size,
+            config.kv_heads * config.head_size,
+        )
+        self.q_proj = Linear(width, inner, bias=config.qkv_bias)
+        self.k_proj = Linear(width, shared, bias=config.qkv_bias)
+        self.v_proj = Linear(width, shared, bias=config.qkv_bias)
+        self.o_proj = Linear(inner, width, bias=False)
+        self.q_norm = RMSNorm(config.head_size, config.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_size, config.eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x, turn, cu, past):  # (T, D)
+        heads = (-1, self.head_size)
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), *turn)  # (T, H, K)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), *turn)  # (T, G, K)
+        v = self.v_proj(x).unflatten(-1, heads)
+        o = past(q, k, v, cu) if past else attention(q, k, v, cu, cu, True)
+        return self.o_proj(o.flatten(1))
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.width, config.ffn, bias=False)
+        self.up_proj = Linear(config.width, config.ffn, bias=False)
+        self.down_proj = Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.eps)
+        self.self_attn = DecoderAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x, turn, cu, past):
+        x = x + self.self_attn(self.input_layernorm(x), turn, cu, past)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
+
+    def forward(self, x, lengths, cache: Cache | None = None, rows=()):
+        """x (T, D): examples end to end, of these lengths; with a cache they go on in its rows."""
+        pasts = [cache.lengths[row] for row in rows] if cache else [0] * len(lengths)
+        cu = cumulative(lengths, x.device)
+        turn = self.turn(ranges(pasts, lengths, x.device), x.dtype)
+        for i, layer in enumerate(self.layers):
+            past = (lambda q, k, v, cu, i=i: cache.attend(i, rows, q, k, v, cu)) if cache else None
+            x = layer(x, turn, cu, past)
+        return self.norm(x)
+
+    def turn(self, positions, dtype):
+        """cos and sin of every position and plane: (T, 1, K / 2) each, computed in float32."""
+        planes = torch.arange(0, self.config.head_size, 2, device=positions.device).float()
+        speed = 1.0 / self.config.theta ** (planes / self.config.head_size)
+        angle = (positions.float()[:, None] * speed)[:, None]
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------
+# The whole network.
+
+ENCODER_FRAMES = 60_000  # frames (10 minutes) that the encoder takes at a time when not learning
+SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+
+
+class PolyAudio(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.dir, self.layout = config, None, config.layout
+        self.adapter = {}  # PEFT's adapter_config of what is attached
+        if config.encoder:
+            resampler = RESAMPLERS[config.resampler["kind"]]
+            self.audio_tower = Encoder(config.encoder)
+            self.multi_modal_projector = resampler(config.encoder, config.decoder.width, config.resampler)
+        self.language_model = Decoder(config.decoder)
+        self.lm_head = Linear(config.decoder.width, config.decoder.vocab, bias=False)
+
+    @property
+    def device(self):
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self):
+        return self.lm_head.weight.dtype
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.dir is None:
+            raise BadInput("this network came from no folder, so it has no tokenizer")
+        return Tokenizer.from_dir(self.dir)
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """Ids that end an answer, as the checkpoint's generation_config says."""
+        path = self.dir / "generation_config.json" if self.dir else None
+        found = read_json(path).get("eos_token_id") if path and path.exists() else None
+        text = self.config.raw.get("text_config", self.config.raw)
+        found = text.get("eos_token_id") if found is None else found
+        return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+    @cached_property
+    def known_ids(self) -> int:
+        """Rows of the vocabulary that have a token; the rest is padding and never to be said."""
+        files = ("tokenizer.json", "vocab.json")
+        if self.dir is None or not any((self.dir / name).exists() for name in files):
+            return self.config.decoder.vocab
+        return min(len(self.tokenizer), self.config.decoder.vocab)
+
+    # --- sounds in
+
+    def n_slots(self, clip) -> int:
+        """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
+        slots = n_slots(len(clip), self.config.max_seconds)
+        return self.config.resampler["slots"] if slots and "slots" in self.config.resampler else slots
+
+    def encode(self, clips) -> list[torch.Tensor]:
+        """Each clip as its slots, (Q, D). The same array object is encoded once."""
+        distinct = list({id(clip): clip for clip in clips}.values())
+        mels, frames, parts = [], [], []
+        for i, clip in enumerate(distinct, 1):
+            windows = split_windows(clip, self.config.max_seconds, f"clip {i}")
+            mels += [log_mel(window) for window in windows]
+            frames += [n_frames(len(window)) for window in windows]
+            parts.append(len(windows))
+        rows, slots = [], []
+        for batch in batches(frames, ENCODER_FRAMES):
+            x, lengths = self.audio_tower(mels[batch], frames[batch])
+            rows.append(x)
+            slots += lengths
+        ends = cumulative(parts).tolist()
+        per_clip = [sum(slots[a:b]) for a, b in zip(ends, ends[1:])]
+        x, per_clip = self.multi_modal_projector(torch.cat(rows), per_clip)
+        found = {id(clip): part for clip, part in zip(distinct, x.split(per_clip))}
+        return [found[id(clip)] for clip in clips]
+
+    def check(self, ids: list[list[int]], clips: list[list]):
+        """Refuse ids outside the vocabulary, and examples whose clips do not fill their slots."""
+        vocab, slot = self.config.decoder.vocab, self.config.audio_token
+        for row, sounds in zip(ids, clips, strict=True):
+            if not row or min(row) < 0 or max(row) >= vocab:
+                raise BadInput(f"ids: expected at least one, each in 0..{vocab - 1}, found {row!r:.60}")
+            expected = sum(self.n_slots(clip) for clip in sounds)
+            found = row.count(slot) if slot is not None else 0
+            if found != expected:
+                raise BadInput(
+                    f"ids: {len(sounds)} clip(s) make {expected} slots, found {found} places for them"
+                )
+
+    def embed(self, ids: list[list[int]], clips: list[list]) -> torch.Tensor:
+        """Examples end to end, (T, D): embedded tokens, the slots' places taken by the clips."""
+        tokens = torch.tensor([id for row in ids for id in row], device=self.device)
+        x = self.language_model.embed_tokens(tokens)
+        sounds = [clip for row in clips for clip in row]
+        if sounds:
+            heard = torch.cat(self.encode(sounds)).to(x.dtype)
+            x = x.masked_scatter((tokens == self.config.audio_token)[:, None], heard)
+        return x
+
+    # --- numbers out
+
+    def project(self, hidden) -> torch.Tensor:
+        """(T, D) -> (T, V). Called on those rows only whose logits are wanted."""
+        logits = self.lm_head(hidden)
+        table = self.language_model.embed_tokens
+        if table.lora_rows is not None and self.lm_head.weight is table.weight:
+            rows = hidden @ table.lora_rows.to(hidden.dtype).T
+            logits = logits.index_copy(1, table.row_ids, rows)
+        return logits
+
+    def hidden(self, ids: list[list[int]], clips: list[list]) -> torch.Tensor:
+        """The decoder's last hidden states of examples end to end, (T, D)."""
+        self.check(ids, clips)
+        return self.language_model(self.embed(ids, clips), [len(row) for row in ids])
+
+    def logits(self, ids: list[int], clips: list) -> torch.Tensor:
+        """(T, V) of one example: clips are 1-D float32 arrays, one for each run of slots."""
+        return self.project(self.hidden([ids], [clips]))
+
+    def loss(self, examples) -> tuple[torch.Tensor, int]:
+        """examples: (ids, clips, learned), where learned[t] says whether ids[t] is to be predicted.
+        -> the summed negative log-likelihood in float32, and of how many tokens."""
+        ids, clips, learned = ([e[i] for e in examples] for i in range(3))
+        hidden = self.hidden(ids, clips)
+        starts = cumulative([len(row) for row in ids]).tolist()
+        pairs = [
+            (start + t - 1, row[t])
+            for start, row, flags in zip(starts, ids, learned)
+            for t in range(1, len(row))
+            if flags[t]
+        ]
+        places, targets = torch.tensor(pairs, device=self.device).view(-1, 2).T
+        logits = self.project(hidden[places]).float()
+        return F.cross_entropy(logits, targets, reduction="sum"), len(pairs)
+
+    @torch.inference_mode()
+    def loglik(self, ids: list[int], clips: list, answer_ids: list[int]) -> float:
+        """log p(answer | prompt and clips), summed over the answer's tokens."""
+        learned = [False] * len(ids) + [True] * len(answer_ids)
+        return -self.loss([([*ids, *answer_ids], clips, learned)])[0].item()
+
+    # --- answers out
+
+    @torch.inference_mode()
+    def generate(
+        self, ids, clips, max_new_tokens=256, temperature=0.0, on_token=None, *, top_p=1.0,
+        seed=0, stop=None, cache=None,
+    ):  # fmt: skip
+        """New ids only, up to and with the one that stops. One prompt, or lists of both for a batch.
+
+        temperature 0 is greedy; else sampling from the likeliest tokens that make up top_p.
+        on_token(id) is called for each new id, on_token(id, row) in a batch. A cache of one row
+        may be passed again with a longer conversation: what it has read is not read again.
+        """
+        single = not ids or not isinstance(ids[0], (list, tuple))
+        prompts, sounds = ([ids], [clips]) if single else (ids, clips)
+        prompts = [[int(id) for id in prompt] for prompt in prompts]
+        slots = [[self.n_slots(clip) for clip in row] for row in sounds]
+        for prompt, row in zip(prompts, slots):
+            check_fits(len(prompt), row, self.config.decoder.context, max_new_tokens)
+        if cache is None:
+            longest = max(map(len, prompts), default=0) + max_new_tokens
+            cache = Cache(self.config.decoder, len(prompts), longest, self.lm_head.weight)
+        active = list(range(len(prompts)))
+        new = [[] for _ in prompts]
+        stop = set(self.stops if stop is None else stop)
+        dice = torch.Generator(self.device).manual_seed(seed)
+        if max_new_tokens < 1 or not prompts:
+            return [] if single else new
+        logits = self.prefill(prompts, sounds, slots, cache, max_new_tokens)
+        while True:
+            chosen = choose(logits[:, : self.known_ids].float(), temperature, top_p, dice)
+            for row, id in zip(active, chosen):
+                new[row].append(id)
+                if on_token:
+                    on_token(id) if single else on_token(id, row)
+            active = [r for r in active if new[r][-1] not in stop and len(new[r]) < max_new_tokens]
+            if not active:
+                return new[0] if single else new
+            logits = self.step([new[row][-1:] for row in active], cache, active)
+
+    def prefill(self, prompts, clips, slots, cache, reserve):
+        """Read the prompts into the cache's rows, as far as it does not hold them. -> (B, V)"""
+        self.check(prompts, clips)
+        rests, sounds = [], []
+        for row, (prompt, row_clips, row_slots) in enumerate(zip(prompts, clips, slots)):
+            tokens, heard = cache.rewind(row, prompt, row_clips, row_slots, self.config.audio_token)
+            rests.append(prompt[tokens:])
+            sounds.append(row_clips[heard:])
+            if len(prompt) + reserve > cache.capacity:
+                raise BadInput(
+                    f"cache: {len(prompt)} tokens and {reserve} for the answer pass its {cache.capacity}"
+                )
+        return self.step(rests, cache, list(range(len(prompts))), sounds)
+
+    def step(self, ids, cache, rows, clips=None) -> torch.Tensor:
+        """Read further ids into those rows of the cache. -> logits after the last of each, (B, V)"""
+        lengths = [len(row) for row in ids]
+        x = self.embed(ids, clips or [[] for _ in ids])
+        hidden = self.language_model(x, lengths, cache, rows)
+        cache.read(rows, ids)
+        return self.project(hidden[cumulative(lengths, x.device)[1:] - 1])
+
+    def prompt(self, messages, clips) -> tuple[list[int], list]:
+        """A conversation as ids, in the layout that this network was trained on, and its clips in
+        the order in which the text names them, a repeated one repeated."""
+        slots = [self.n_slots(clip) for clip in clips]
+        ids = self.tokenizer.encode_prompt(messages, slots, self.layout)
+        return ids, [clips[i - 1] for i in clip_order(messages, len(clips))]
+
+    def answer(self, question, clips, max_new_tokens=256, **how) -> str:
+        """A question (or a list of messages) on clips (1-D float32 arrays, 16 kHz) -> the answer."""
+        messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+        how.setdefault("stop", [*self.stops, *self.tokenizer.ends])
+        new = self.generate(*self.prompt(messages, clips), max_new_tokens, **how)
+        return self.tokenizer.decode(new).strip()
+
+    # --- weights
+
+    def repack(self, reserve: int = 1 << 30) -> int:
+        """Lay the decoder's weights out a second time, for reading them at one token a step, if
+        the memory is there and it helps (see kernels/linear.py). -> bytes that the copies take."""
+        layers = [*modules_of(self.language_model, Linear).values(), self.lm_head]
+        size = sum(layer.weight.nbytes for layer in layers)
+        wanted = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        if not wanted or size + reserve > free_memory():
+            return 0
+        for layer in layers:
+            layer.blocked = kernels.repack(layer.weight)
+        return size if self.lm_head.blocked is not None else 0
+
+    @classmethod
+    def from_dir(cls, dir, device="cpu", dtype=torch.float32, adapter=None) -> "PolyAudio":
+        """From a folder in Hugging Face's layout, or from a run's, which names its base. dtype
+        "auto": bf16 on CUDA; on the CPU float32 if that fits in free memory, else the file's."""
+        dir = Path(dir)
+        if adapter is None and (dir / "adapter_config.json").exists():
+            dir, adapter = base_of(dir), dir
+        config = Config.from_dir(dir)
+        with torch.device("meta"):
+            net = cls(config)
+        net.dir = dir
+        load_weights(net, dir, device, dtype)
+        net.requires_grad_(False).eval()
+        if adapter is not None:
+            net.load_adapter(adapter)
+        return net
+
+    def save(self, dir, shard_bytes: int = 5_000_000_000):
+        """Write a plain checkpoint, adapters folded in, that transformers loads unchanged."""
+        dir = Path(dir)
+        dir.mkdir(parents=True, exist_ok=True)
+        shards, sizes = [[]], [0]
+        for name, tensor in self.base_parameters().items():
+            if sizes[-1] and sizes[-1] + tensor.nbytes > shard_bytes:
+                shards.append([])
+                sizes.append(0)
+            shards[-1].append(name)
+            sizes[-1] += tensor.nbytes
+        weight_map, text_only = {}, self.config.encoder is None
+        for i, names in enumerate(shards, 1):
+            file = f"model-{i:05}-of-{len(shards):05}.safetensors" if shards[1:] else "model.safetensors"
+            tensors = {hub_name(name, text_only): self.folded(name) for name in names}
+            write_tensors(dir / file, tensors)
+            weight_map |= dict.fromkeys(tensors, file)
+        if shards[1:]:
+            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+            write_json(dir / "model.safetensors.index.json", index)
+        for name in COMPANIONS:
+            if self.dir and (self.dir / name).exists() and self.dir.resolve() != dir.resolve():
+                shutil.copyfile(self.dir / name, dir / name)
+        kept = {k: v for k, v in self.config.raw.items() if k not in ("dtype", "torch_dtype")}
+        layout = {} if self.layout == "native" else {"layout": self.layout}
+        write_json(dir / "config.json", {**kept, "dtype": str(self.dtype)[6:], **layout})
+
+    def base_parameters(self) -> dict:
+        """The checkpoint's own parameters by name: no adapter's, and a tied one once."""
+        return {n: p for n, p in self.named_parameters() if not n.rpartition(".")[2].startswith("lora_")}
+
+    def folded(self, name) -> torch.Tensor:
+        """A parameter as the network uses it, adapter and all."""
+        module, _, field = name.rpartition(".")
+        module = self.get_submodule(module)
+        if field == "weight" and isinstance(module, (Linear, Embedding)):
+            return module.folded().contiguous()
+        return getattr(module, field).detach().contiguous()
+
+    # --- adapters
+
+    def add_lora(self, rank=16, alpha=32, targets=None, dropout=0.0, rows=(), rslora=False):
+        """Attach a new adapter and leave nothing else trainable. targets: a regex or a list of
+        names as PEFT takes them; rows: tokens (BOA, EOA) whose embeddings are trained too."""
+        adapter = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha,
+            "lora_dropout": dropout, "use_rslora": rslora, "bias": "none", "inference_mode": True,
+            "target_modules": DECODER_TARGETS if targets is None else targets,
+            "base_model_name_or_path": str(self.dir or ""), "layout": self.layout,
+        }  # fmt: skip
+        if rows:
+            adapter["trainable_token_indices"] = {"embed_tokens": list(rows)}
+            self.language_model.embed_tokens.replace(list(rows))
+        self.requires_grad_(False)
+        found = 0
+        for name, layer in modules_of(self, Linear).items():
+            if is_target(adapter, peft_name(name, self.config.encoder is None)):
+                rank, scale = rank_and_scale(adapter, peft_name(name, self.config.encoder is None))
+                layer.attach(rank, scale, dropout)
+                found += 1
+        if not found:
+            raise BadInput(f"LoRA: no layer of this network matches {adapter['target_modules']!r}")
+        self.adapter = adapter
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[2].startswith("lora_"))
+
+    def save_adapter(self, dir):
+        """Write what was trained, and only that, as PEFT reads it."""
+        dir, text_only = Path(dir), self.config.encoder is None
+        dir.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, parameter in self.named_parameters():
+            module, _, field = name.rpartition(".")
+            whole = any(in_module(module, m) for m in self.adapter.get("modules_to_save") or ())
+            if field == "lora_rows":
+                key = f"{peft_name(module, text_only)}.token_adapter.trainable_tokens_delta"
+            elif field in ("lora_A", "lora_B"):
+                key = f"{peft_name(module, text_only)}.{field}.weight"
+            elif whole:
+                key = peft_name(name, text_only)
+            else:
+                continue
+            tensors["base_model.model." + key] = parameter.detach().contiguous()
+        write_tensors(dir / "adapter_model.safetensors", tensors)
+        write_json(dir / "adapter_config.json", {**self.adapter, "layout": self.layout})
+
+    def load_adapter(self, dir):
+        """Attach a PEFT adapter: LoRA, trained token rows, modules saved whole. What its file does
+        not hold stays as it is; what the network has no place for is refused."""
+        dir = Path(dir)
+        path = dir / "adapter_model.safetensors"
+        if not (dir / "adapter_config.json").exists():
+            raise BadInput(f"{dir}: expected adapter_config.json in an adapter's folder, found none")
+        adapter = read_json(dir / "adapter_config.json")
+        check_adapter(adapter, dir / "adapter_config.json")
+        if not path.exists():
+            raise BadInput(f"{dir}: expected adapter_model.safetensors (a pickle is not read)")
+        text_only = self.config.encoder is None
+        layers, halves = modules_of(self, Linear), {}
+        with open_tensors(path) as file:
+            for key in file.keys():
+                tensor = file.get_tensor(key).to(self.device)
+                name = canonical(key.removeprefix("base_model.model."))
+                if half := re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name):
+                    halves.setdefault(half[1], {})[half[2]] = tensor.float()
+                elif "trainable_tokens_delta" in name:
+                    self.load_rows(path, adapter, tensor)
+                else:
+                    name = name.replace(".modules_to_save.default", "")
+                    assign(self, name, tensor.to(self.dtype), f"{path}: {key}")
+        for name, pair in halves.items():
+            if name not in layers or set(pair) != {"A", "B"}:
+                raise BadInput(f"{path}: {name}: expected lora_A and lora_B of a layer, found {sorted(pair)}")
+            layer = layers[name]
+            rank, scale = rank_and_scale(adapter, peft_name(name, text_only), name)
+            expected = ((rank, layer.in_features), (layer.out_features, rank))
+            found = (tuple(pair["A"].shape), tuple(pair["B"].shape))
+            if expected != found:
+                raise BadInput(f"{path}: {name}: expected A and B of {expected}, found {found}")
+            layer.attach(rank, scale, adapter.get("lora_dropout", 0.0))
+            layer.lora_A, layer.lora_B = (nn.Parameter(pair[x].contiguous(), False) for x in "AB")
+        idle = sum(is_target(adapter, peft_name(n, text_only), n) for n in layers if n not in halves)
+        if idle and halves:
+            warn(f"{dir}: its config aims at {idle} more layers than its file has weights for")
+        self.adapter = adapter
+        self.layout = adapter.get("layout", self.layout)
+
+    def load_rows(self, path, adapter, rows):
+        ids = adapter.get("trainable_token_indices") or []
+        ids = ids if isinstance(ids, list) else next(iter(ids.values()))
+        table = self.language_model.embed_tokens
+        if tuple(rows.shape) != (len(ids), table.weight.shape[1]):
+            raise BadInput(
+                f"{path}: trainable_tokens_delta: expected {(len(ids), table.weight.shape[1])}, "
+                f"found {tuple(rows.shape)}"
+            )
+        table.replace(ids)
+        table.lora_rows = nn.Parameter(rows.float().contiguous(), False)
+
+    def merge(self):
+        """Fold the adapter's products into the weights, for speed; unmerge gives back every bit."""
+        for layer in modules_of(self, Linear).values():
+            layer.merge()
+
+    def unmerge(self):
+        for layer in modules_of(self, Linear).values():
+            layer.unmerge()
+
+
+def modules_of(root: nn.Module, kind) -> dict[str, nn.Module]:
+    return {name: module for name, module in root.named_modules() if isinstance(module, kind)}
+
+
+def batches(sizes: list[int], limit: int):
+    """Slices of neighbours whose sizes sum to at most `limit`; a larger one stands alone."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if total and total + size > limit:
+            yield slice(first, i)
+            first, total = i, 0
+        total += size
+    yield slice(first, len(sizes))
+
+
+def choose(logits, temperature, top_p, dice) -> list[int]:
+    """One token for each row of logits (B, V)."""
+    if temperature <= 0:
+        return logits.argmax(-1).tolist()
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    p[p.cumsum(-1) - p >= top_p] = 0  # the likeliest stays, whatever top_p
+    return order.gather(1, torch.multinomial(p, 1, generator=dice))[:, 0].tolist()
+
+
+def answer_all(net: PolyAudio, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=256, **how):
+    """Answer many: items yields (key, messages, clips), out comes (key, answer) in their order, or
+    (key, BadInput) for an item that cannot be asked. Prompts of different lengths share a batch as
+    they are; only one batch of clips is held at a time."""
+    how.setdefault("stop", [*net.stops, *net.tokenizer.ends])
+
+    def flush(batch):
+        asked = [(ids, clips) for _, ids, clips in batch if not isinstance(ids, BadInput)]
+        prompts, sounds = ([pair[i] for pair in asked] for i in (0, 1))
+        new = iter(net.generate(prompts, sounds, max_new_tokens, **how))
+        for key, ids, _ in batch:
+            failed = isinstance(ids, BadInput)
+            yield key, ids if failed else net.tokenizer.decode(next(new)).strip()
+
+    batch, tokens = [], 0
+    for key, messages, clips in items:
+        try:
+            ids, placed = net.prompt(messages, clips)
+            check_fits(len(ids), [net.n_slots(c) for c in placed], net.config.decoder.context, max_new_tokens)
+        except BadInput as mistake:
+            ids, placed = mistake, []
+        size = 0 if isinstance(ids, BadInput) else len(ids) + max_new_tokens
+        if batch and (tokens + size > batch_tokens or len(batch) == batch_rows):
+            yield from flush(batch)
+            batch, tokens = [], 0
+        batch.append((key, ids, placed))
+        tokens += size
+    yield from flush(batch)
+
+
+# ------------------------------------------------------------------------------------------------
+# Weights on disk: safetensors only, and nothing is let through that does not fit.
+
+COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+
+def canonical(key: str) -> str:
+    """A key of any of the three published layouts -> our name of the parameter.
+
+    audio_tower.*                  language_model.model.*        language_model.lm_head.*     Hub
+    model.audio_tower.*            model.language_model.*        lm_head.*                    in memory
+    audio_tower.*                  language_model.model.model.*  language_model.lm_head.*     re-saved
+    """
+    key = re.sub(r"^(model\.)+", "", key)
+    key = re.sub(r"^language_model\.(model\.)*", "language_model.", key)
+    key = re.sub(r"^language_model\.lm_head\b", "lm_head", key)
+    return re.sub(r"^(embed_tokens|layers|norm)\b", r"language_model.\1", key)
+
+
+def hub_name(name: str, text_only: bool) -> str:
+    """Our name -> the key in the files of the Hub."""
+    if text_only:
+        return re.sub(r"^language_model\b", "model", name)
+    name = re.sub(r"^language_model\b", "language_model.model", name)
+    return re.sub(r"^lm_head\b", "language_model.lm_head", name)
+
+
+def peft_name(name: str, text_only: bool) -> str:
+    """Our name -> the module's path in transformers' memory, which PEFT's files use."""
+    if name.startswith("lm_head"):
+        return name
+    return hub_name(name, True) if text_only else "model." + name
+
+
+def open_tensors(path):
+    """Open a safetensors file, or say what it is instead."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start[:1] == b"\x80":
+            raise BadInput(f"{path}: expected safetensors, found a pickle, which is not read") from None
+        raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def write_tensors(path, tensors):
+    beside = path.with_name(path.name + ".part")
+    save_file(tensors, beside, metadata={"format": "pt"})
+    beside.replace(path)
+
+
+def shard_files(dir: Path) -> dict[Path, list[str] | None]:
+    """The files that hold the weights, each with the keys that the index promises in it."""
+    index = dir / "model.safetensors.index.json"
+    if not index.exists():
+        files = sorted(dir.glob("model*.safetensors"))
+        if len(files) == 1:
+            return {files[0]: None}
+        pickles = sorted(p.name for p in dir.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f"{pickles[0]}, a pickle, which is not read" if pickles else f"{len(files)} files"
+        raise BadInput(f"{dir}: expected model.safetensors or shards with an index, found {found}")
+    shards = {}
+    for key, name in read_json(index).get("weight_map", {}).items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadInput(f"{index}: {key}: expected a file in this folder, found {name!r}")
+        shards.setdefault(dir / name, []).append(key)
+    for path in shards:
+        if not path.exists():
+            raise BadInput(f"{dir}: shard {path.name} is missing, which the index names")
+    return shards
+
+
+def match_names(keys, expected, may_tie: bool, source) -> dict[str, str]:
+    """{our name: the file's key}, every name once and no key left over."""
+    table = {}
+    for key in keys:
+        name = canonical(key)
+        if name.endswith("rotary_emb.inv_freq"):  # a constant that old files carry
+            continue
+        if name in table:
+            raise BadInput(f"{source}: {key} and {table[name]} are the same tensor {name}")
+        table[name] = key
+    left = sorted(set(table) - set(expected))
+    missing = sorted(set(expected) - set(table))
+    if may_tie and missing == ["lm_head.weight"]:
+        missing = []
+    if missing:
+        raise BadInput(f"{source}: {missing[0]} is missing ({len(missing)} tensors in all)")
+    if left:
+        raise BadInput(f"{source}: {table[left[0]]} is left over ({len(left)} tensors in all)")
+    return table
+
+
+def load_weights(net: PolyAudio, dir: Path, device, dtype):
+    """Take each tensor from the memory map, cast it on the way, put it in place of its meta twin.
+    Where no cast is needed the parameter is the map itself, and costs no memory of its own."""
+    shards = {path: (open_tensors(path), keys) for path, keys in shard_files(dir).items()}
+    where = {key: path for path, (file, _) in shards.items() for key in file.keys()}
+    for path, (file, keys) in shards.items():
+        for key in sorted(set(file.keys()) ^ set(file.keys() if keys is None else keys)):
+            raise BadInput(f"{path}: {key}: the index and the file disagree about it")
+    expected = dict(net.named_parameters())
+    table = match_names(where, expected, net.config.may_tie, dir)
+    if dtype == "auto":
+        first = shards[where[table["language_model.embed_tokens.weight"]]][0]
+        held = first.get_tensor(table["language_model.embed_tokens.weight"]).dtype
+        dtype = auto_dtype(device, sum(p.numel() for p in expected.values()), held)
+    for name, key in table.items():
+        tensor = shards[where[key]][0].get_tensor(key)
+        if not tensor.is_floating_point():
+            raise BadInput(f"{where[key]}: {key}: expected floating point, found {tensor.dtype}")
+        assign(net, name, tensor, f"{where[key]}: {key}", device, dtype)
+    if "lm_head.weight" not in table:
+        net.lm_head.weight = net.language_model.embed_tokens.weight
+
+
+def assign(net, name, tensor, source, device=None, dtype=None):
+    """Put a tensor in place of the parameter of that name."""
+    module, _, field = name.rpartition(".")
+    try:
+        old = net.get_parameter(name)
+    except AttributeError:
+        raise BadInput(f"{source}: this network has no such tensor") from None
+    if old.shape != tensor.shape:
+        raise BadInput(f"{source}: expected {tuple(old.shape)}, found {tuple(tensor.shape)}")
+    value = tensor.to(device=device, dtype=dtype)
+    setattr(net.get_submodule(module), field, nn.Parameter(value, requires_grad=False))
+
+
+def base_of(run: Path) -> Path:
+    """The folder of weights that an adapter was trained on: relative to it, or under weights/."""
+    name = read_json(run / "adapter_config.json").get("base_model_name_or_path") or ""
+    home = Path(__file__).parent / "weights"
+    tried = [run / name, Path(name), home / name, home / Path(name).name]
+    for dir in tried:
+        if name and (dir / "config.json").exists():
+            return dir
+    raise BadInput(f"{run}: base_model_name_or_path: expected a folder of weights, found {name!r}")
+
+
+# ------------------------------------------------------------------------------------------------
+# What an adapter's config means, as PEFT reads it.
+
+DECODER_TARGETS = (
+    r"(?!.*audio_tower).*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+)
+
+
+def check_adapter(adapter: dict, source):
+    """Refuse kinds of adapters that this code does not compute."""
+    only = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "fan_in_fan_out": (False,)}
+    for field, allowed in only.items():
+        if adapter.get(field, allowed[0]) not in allowed:
+            raise BadInput(f"{source}: {field}: expected {allowed[0]}, found {adapter[field]!r}")
+    if not isinstance(adapter.get("r", 8), int):
+        raise BadInput(f"{source}: r: expected a number, found {adapter['r']!r}")
+
+
+def in_module(path: str, name: str) -> bool:
+    return path == name or path.endswith("." + name) or f".{name}." in f".{path}."
+
+
+def is_target(adapter: dict, *paths: str) -> bool:
+    """Whether target_modules means the layer with any of these paths: a string is a regex for all
+    of the path, a list holds ends of paths. layers_to_transform narrows it to some layers."""
+    targets = adapter.get("target_modules") or []
+    if isinstance(targets, str):
+        meant = any(re.fullmatch(targets, path) for path in paths)
+        meant |= targets == "all-linear" and "lm_head" not in paths
+    else:
+        meant = any(path == t or path.endswith("." + t) for path in paths for t in targets)
+    only = adapter.get("layers_to_transform")
+    if meant and only is not None:
+        layer = re.search(r"\.layers\.(\d+)\.", paths[0])
+        meant = bool(layer) and int(layer[1]) in ([only] if isinstance(only, int) else only)
+    return meant
+
+
+def rank_and_scale(adapter: dict, *paths: str) -> tuple[int, float]:
+    """(R, alpha / R) of a layer, or alpha / sqrt(R) for rslora; patterns override by path."""
+
+    def by_pattern(patterns, default):
+        for pattern, value in (patterns or {}).items():
+            if any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
+                return value
+        return default
+
+    rank = by_pattern(adapter.get("rank_pattern"), adapter.get("r", 8))
+    alpha = by_pattern(adapter.get("alpha_pattern"), adapter.get("lora_alpha", 8))
+    return rank, alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+
+
+# ------------------------------------------------------------------------------------------------
+# The flags of every script that loads weights.
+
+
+def free_memory() -> int:
+    """Bytes that can still be taken: what the system says, or less where a container limits it."""
+    try:
+        fields = Path("/proc/meminfo").read_text().split()
+        free = int(fields[fields.index("MemAvailable:") + 1]) * 1024
+    except (OSError, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no container, or one without a limit ("max")
+    return free
+
+
+def auto_dtype(device, parameters: int, held: torch.dtype) -> torch.dtype:
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16
+    if held == torch.float32 or parameters * SIZES[torch.float32] > 0.9 * free_memory():
+        return held
+    return torch.float32
+
+
+def add_weight_flags(parser):
+    names = {"auto": "auto", "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the weights")
+    parser.add_argument("--device", help="default: the first of cuda, mps, cpu that is there")
+    parser.add_argument(
+        "--dtype", default="auto", choices=names,
+        help="default: bf16 on CUDA; on the CPU f32 if it fits in free memory, else the file's",
+    )  # fmt: skip
+    parser.set_defaults(dtypes=names)
+
+
+def load_net(args) -> PolyAudio:
+    """The network that the flags ask for."""
+    device = args.device
+    if device is None:
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        device = next((name for name, found in there.items() if found), "cpu")
+    try:
+        torch.empty(0, device=device)
+        kernels.chosen()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise BadInput(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return PolyAudio.from_dir(args.weights, device, args.dtypes[args.dtype], args.adapter)
