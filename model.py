@@ -43,7 +43,7 @@ from prepare import (
     Tokenizer,
     check_fits,
     clip_order,
-    log_mel,
+    log_mels,
     n_frames,
     n_slots,
     read_json,
@@ -654,19 +654,16 @@ class PolyAudio(nn.Module):
     def encode(self, clips) -> list[torch.Tensor]:
         """Each clip as its slots, (Q, D). The same array object is encoded once."""
         distinct = list({id(clip): clip for clip in clips}.values())
-        mels, frames, parts = [], [], []
-        for i, clip in enumerate(distinct, 1):
-            windows = split_windows(clip, self.config.max_seconds, f"clip {i}")
-            mels += [log_mel(window) for window in windows]
-            frames += [n_frames(len(window)) for window in windows]
-            parts.append(len(windows))
+        split = [split_windows(c, self.config.max_seconds, f"clip {i}") for i, c in enumerate(distinct, 1)]
+        windows = [window for part in split for window in part]
+        frames = [n_frames(len(window)) for window in windows]
         rows, slots = [], []
         for batch in batches(frames, ENCODER_FRAMES):
-            x, lengths = self.audio_tower(mels[batch], frames[batch])
+            x, lengths = self.audio_tower(log_mels(windows[batch]), frames[batch])
             rows.append(x)
             slots += lengths
-        ends = cumulative(parts).tolist()
-        per_clip = [sum(slots[a:b]) for a, b in zip(ends, ends[1:])]
+        slots = iter(slots)
+        per_clip = [sum(next(slots) for _ in part) for part in split]
         x, per_clip = self.multi_modal_projector(torch.cat(rows), per_clip)
         found = {id(clip): part for clip, part in zip(distinct, x.split(per_clip))}
         return [found[id(clip)] for clip in clips]
