@@ -1,7 +1,7 @@
 """The network: waveforms and a question in, an answer out.
 
     from model import PolyAudio
-    net = PolyAudio.from_dir("weights/af3")                  # any of the bases below, or runs/<name>
+    net = PolyAudio.from_dir("weights/af3")             # any of the bases below, or runs/<name>
     print(net.answer("Which clip is louder?", [wave_1, wave_2]))
 
   samples ─ log-mel ─▶ encoder ─▶ resampler ─▶ slots ─┐
@@ -24,9 +24,10 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +38,11 @@ from torch import nn
 import kernels
 from kernels import attention, linear
 from prepare import (
-    CONTEXT,
-    MAX_FRAMES,
     BadInput,
     Tokenizer,
     check_fits,
     clip_order,
+    expect,
     log_mels,
     n_frames,
     n_slots,
@@ -57,65 +57,34 @@ from prepare import (
 # of transformers, because files on the Hub leave out what equals them.
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    width: int = 1280
-    layers: int = 32
-    heads: int = 20
-    ffn: int = 5120
-    mels: int = 128
-    positions: int = 1500
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    width: int = 4096
-    layers: int = 32
-    heads: int = 32
-    kv_heads: int = 32
-    head_size: int = 128
-    ffn: int = 22016
-    vocab: int = 151936
-    eps: float = 1e-6
-    theta: float = 10_000.0
-    context: int = 32768
-    qkv_bias: bool = True  # Qwen2 has biases there ...
-    qk_norm: bool = False  # ... Qwen3 normalises each head instead
-
-
-# What the fields are called in the files, over the years.
-ENCODER_NAMES = {
-    "width": ("hidden_size", "d_model"),
-    "layers": ("num_hidden_layers", "encoder_layers"),
-    "heads": ("num_attention_heads", "encoder_attention_heads"),
-    "ffn": ("intermediate_size", "encoder_ffn_dim"),
-    "mels": ("num_mel_bins",),
-    "positions": ("max_source_positions",),
+# field: (default, what the files call it, the newer name first)
+ENCODER_FIELDS = {
+    "width": (1280, "hidden_size", "d_model"),
+    "layers": (32, "num_hidden_layers", "encoder_layers"),
+    "heads": (20, "num_attention_heads", "encoder_attention_heads"),
+    "ffn": (5120, "intermediate_size", "encoder_ffn_dim"),
+    "mels": (128, "num_mel_bins"),
+    "positions": (1500, "max_source_positions"),
 }
-DECODER_NAMES = {
-    "width": ("hidden_size",),
-    "layers": ("num_hidden_layers",),
-    "heads": ("num_attention_heads",),
-    "kv_heads": ("num_key_value_heads",),
-    "head_size": ("head_dim",),
-    "ffn": ("intermediate_size",),
-    "vocab": ("vocab_size",),
-    "eps": ("rms_norm_eps",),
-    "theta": ("rope_theta",),
-    "context": ("max_position_embeddings",),
-    "qkv_bias": ("attention_bias",),
+DECODER_FIELDS = {
+    "width": (4096, "hidden_size"),
+    "layers": (32, "num_hidden_layers"),
+    "heads": (32, "num_attention_heads"),
+    "kv_heads": (32, "num_key_value_heads"),
+    "head_size": (None, "head_dim"),
+    "ffn": (22016, "intermediate_size"),
+    "vocab": (151936, "vocab_size"),
+    "eps": (1e-6, "rms_norm_eps"),
+    "theta": (10_000.0, "rope_theta"),
+    "context": (32768, "max_position_embeddings"),
 }
 # What this code computes; a checkpoint that asks for something else would load and be wrong.
 FIXED = {
-    "audio_config": {
-        "activation_function": "gelu",
-        "scale_embedding": False,
-        "num_mel_bins": 128,
-        "max_source_positions": 1500,
-    },
-    "text_config": {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
+    "audio_config.": {"activation_function": "gelu", "scale_embedding": False, "num_mel_bins": 128,
+                      "max_source_positions": 1500},
+    "text_config.": {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
     "": {"projector_hidden_act": "gelu", "projector_bias": True},
-}
+}  # fmt: skip
 # model_type -> (resampler, audio token by default, seconds of a clip that it hears)
 BASES = {
     "audioflamingo3": ("mlp", 151669, 600),
@@ -132,8 +101,8 @@ class Config:
 
     raw: dict
     kind: str
-    encoder: EncoderConfig | None
-    decoder: DecoderConfig
+    encoder: SimpleNamespace | None
+    decoder: SimpleNamespace
     resampler: dict
     audio_token: int | None
     max_seconds: float
@@ -143,34 +112,32 @@ class Config:
     @classmethod
     def from_dir(cls, dir) -> "Config":
         path = Path(dir) / "config.json"
-        if not Path(dir).is_dir():
-            raise BadInput(f"{dir}: no such folder of weights")
-        if not path.exists():
-            raise BadInput(f"{dir}: expected config.json in a folder of weights, found none")
+        expect(Path(dir).is_dir(), dir, "a folder of weights", "no such folder")
+        expect(path.exists(), dir, "config.json in a folder of weights", "none")
         return cls.from_dict(read_json(path), path)
 
     @classmethod
     def from_dict(cls, raw: dict, source="config.json") -> "Config":
         kind = raw.get("model_type")
-        if kind not in BASES:
-            raise BadInput(f"{source}: model_type: expected one of {', '.join(BASES)}, found {kind!r}")
+        expect(kind in BASES, f"{source}: model_type", "one of " + ", ".join(BASES), kind)
         resampler, audio_token, max_seconds = BASES[kind]
-        text = raw.get("text_config", {}) if resampler else raw
+        audio, text = raw.get("audio_config", {}), raw.get("text_config", {}) if resampler else raw
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
-        text = {**text, "rope_type": kind_of_rope}
-        text.setdefault("rope_theta", rope.get("rope_theta", DecoderConfig.theta))
-        audio = raw.get("audio_config", {})
-        for name, section in (("audio_config", audio), ("text_config", text), ("", raw)):
-            for field, expected in FIXED[name].items():
-                if section.get(field, expected) != expected:
-                    where = f"{name}.{field}".lstrip(".")
-                    raise BadInput(f"{source}: {where}: expected {expected}, found {section[field]!r}")
+        text = {**text, **rope, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+        for name, section in (("audio_config.", audio), ("text_config.", text), ("", raw)):
+            for field, wanted in FIXED[name].items():
+                found = section.get(field, wanted)
+                expect(found == wanted, f"{source}: {name}{field}", wanted, found)
+        qwen3 = "qwen3" in (kind, text.get("model_type"))
+        decoder = read_fields(DECODER_FIELDS, text)
+        decoder.head_size = decoder.head_size or (128 if qwen3 else decoder.width // decoder.heads)
+        decoder.qkv_bias = text.get("attention_bias", False) if qwen3 else True  # Qwen2 has biases,
+        decoder.qk_norm = qwen3  # Qwen3 normalises every head instead
         return cls(
             raw=raw,
             kind=kind,
-            encoder=named_fields(EncoderConfig, ENCODER_NAMES, audio) if resampler else None,
-            decoder=decoder_config(text, qwen3=kind == "qwen3" or text.get("model_type") == "qwen3"),
+            encoder=read_fields(ENCODER_FIELDS, audio) if resampler else None,
+            decoder=decoder,
             resampler={"kind": resampler, **raw.get("resampler", {})},
             audio_token=raw.get("audio_token_id", raw.get("audio_token_index", audio_token)),
             max_seconds=max_seconds,
@@ -179,23 +146,13 @@ class Config:
         )
 
 
-def named_fields(kind, names: dict, section: dict, **defaults):
-    """Build a config of that kind from the first name of each field that the section holds."""
-    found = dict(defaults)
-    for field in fields(kind):
-        for name in names.get(field.name, ()):
-            if section.get(name) is not None:
-                found[field.name] = section[name]
-                break
-    return kind(**found)
-
-
-def decoder_config(text: dict, qwen3: bool) -> DecoderConfig:
-    heads = text.get("num_attention_heads", DecoderConfig.heads)
-    derived = 128 if qwen3 else text.get("hidden_size", DecoderConfig.width) // heads
-    special = {"head_size": derived, "qkv_bias": not qwen3, "qk_norm": qwen3}
-    names = DECODER_NAMES if qwen3 else {**DECODER_NAMES, "qkv_bias": ()}
-    return named_fields(DecoderConfig, names, text, **special)
+def read_fields(table: dict, section: dict) -> SimpleNamespace:
+    """Each field by the first of its names that the section holds, or its default."""
+    found = {}
+    for field, (default, *names) in table.items():
+        values = (section[name] for name in names if section.get(name) is not None)
+        found[field] = next(values, default)
+    return SimpleNamespace(**found)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -315,22 +272,25 @@ class EncoderAttention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x, cu):  # (S, E)
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attention(q, k, v, cu, cu, False).flatten(1))
+    def forward(self, x, seen, cu_q, cu_k):  # queries from x (S, E), keys and values from `seen`
+        q, k, v = self.q_proj(x), self.k_proj(seen), self.v_proj(seen)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))  # (S, H, K)
+        return self.out_proj(attention(q, k, v, cu_q, cu_k, False).flatten(1))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, width, heads, ffn):
         super().__init__()
-        self.self_attn_layer_norm = nn.LayerNorm(config.width)
-        self.self_attn = EncoderAttention(config.width, config.heads)
-        self.final_layer_norm = nn.LayerNorm(config.width)
-        self.fc1 = Linear(config.width, config.ffn)
-        self.fc2 = Linear(config.ffn, config.width)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = EncoderAttention(width, heads)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.fc1 = Linear(width, ffn)
+        self.fc2 = Linear(ffn, width)
 
-    def forward(self, x, cu):  # (S, E)
-        x = x + self.self_attn(self.self_attn_layer_norm(x), cu)
+    def forward(self, x, cu, seen=None, cu_seen=None):  # (S, E)
+        y = self.self_attn_layer_norm(x)
+        seen, cu_seen = (y, cu) if seen is None else (seen, cu_seen)
+        x = x + self.self_attn(y, seen, cu, cu_seen)
         x = x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
         if x.dtype == torch.float16:
             x = x.clamp(-64_504, 64_504)  # as in training: one step from infinity in half precision
@@ -351,12 +311,13 @@ class Encoder(nn.Module):
     of the last valid output; what is computed on them is not read.
     """
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config):
         super().__init__()
         self.conv1 = nn.Conv1d(config.mels, config.width, 3, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, 3, stride=2)
         self.embed_positions = nn.Embedding(config.positions, config.width)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        shape = (config.width, config.heads, config.ffn)
+        self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, mels, frames):
@@ -418,36 +379,27 @@ class Projection(nn.Module):
 class Perceiver(nn.Module):
     """The fixed-K interface of the paper: K learned queries look at a clip, however long it is.
 
-    Ours alone; no published checkpoint has one. Each layer lets the queries attend to the rows of
-    their own clip and then transforms them; there is no attention among queries.
+    Its layers are the encoder's, only that keys and values come from the clip, so that a query
+    sees all of its own clip, no other query and no other clip. Ours alone: no published
+    checkpoint has one.
     """
 
     def __init__(self, encoder, width, resampler):
         super().__init__()
-        self.slots, self.heads = resampler["slots"], resampler.get("heads", encoder.heads)
+        self.slots = resampler["slots"]
+        shape = (encoder.width, resampler.get("heads", encoder.heads), encoder.ffn)
         self.queries = nn.Parameter(torch.randn(self.slots, encoder.width) * encoder.width**-0.5)
-        self.layers = nn.ModuleList()
-        for _ in range(resampler.get("layers", 2)):
-            layer = {"query_norm": nn.LayerNorm(encoder.width), "ffn_norm": nn.LayerNorm(encoder.width)}
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                layer[name] = Linear(encoder.width, encoder.width)
-            layer["fc1"] = Linear(encoder.width, 4 * encoder.width)
-            layer["fc2"] = Linear(4 * encoder.width, encoder.width)
-            self.layers.append(nn.ModuleDict(layer))
-        self.norm = nn.LayerNorm(encoder.width)
+        self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(resampler.get("layers", 2)))
+        self.layer_norm = nn.LayerNorm(encoder.width)
         self.linear = Linear(encoder.width, width)
 
-    def forward(self, x, lengths):  # (sum of lengths, E) -> (clips * K, D), K for each clip
-        clips = len(lengths)
-        cu_q = cumulative([self.slots] * clips, x.device)
-        cu_k = cumulative(lengths, x.device)
-        z = self.queries.repeat(clips, 1)
+    def forward(self, x, lengths):  # (sum of lengths, E) -> (clips * slots, D)
+        slots = [self.slots] * len(lengths)
+        cu, cu_seen = cumulative(slots, x.device), cumulative(lengths, x.device)
+        z = self.queries.repeat(len(lengths), 1)
         for layer in self.layers:
-            q = layer["q_proj"](layer["query_norm"](z)).unflatten(-1, (self.heads, -1))
-            k, v = (layer[name](x).unflatten(-1, (self.heads, -1)) for name in ("k_proj", "v_proj"))
-            z = z + layer["out_proj"](attention(q, k, v, cu_q, cu_k, False).flatten(1))
-            z = z + layer["fc2"](F.gelu(layer["fc1"](layer["ffn_norm"](z))))
-        return self.linear(self.norm(z)), [self.slots] * clips
+            z = layer(z, cu, x, cu_seen)
+        return self.linear(self.layer_norm(z)), slots
 
 
 RESAMPLERS = {"mlp": MLP, "linear": Projection, "perceiver": Perceiver}
@@ -461,7 +413,7 @@ class Cache:
     """Keys and values of every layer, allocated once: rows x capacity. It also remembers what each
     row has read, so that a conversation that goes on reads only what is new."""
 
-    def __init__(self, config: DecoderConfig, rows: int, capacity: int, like: torch.Tensor):
+    def __init__(self, config, rows: int, capacity: int, like: torch.Tensor):
         shape = (config.layers, rows, config.kv_heads, capacity, config.head_size)
         self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.values = torch.empty_like(self.keys)
@@ -486,7 +438,7 @@ class Cache:
             values[:, past:total] = v[new].transpose(0, 1)
             if not fresh:
                 seen = (keys[:, :total].transpose(0, 1), values[:, :total].transpose(0, 1))
-                ends = torch.tensor([[0, total - past], [0, total]], dtype=torch.int32, device=q.device)
+                ends = (cumulative([n], q.device) for n in (total - past, total))
                 outs.append(attention(q[new], *seen, *ends, True))
         return attention(q, k, v, cu, cu, True) if fresh else torch.cat(outs)
 
@@ -520,20 +472,16 @@ def rotate(x, cos, sin):
 
 
 class DecoderAttention(nn.Module):
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config):
         super().__init__()
-        self.head_size = config.head_size
-        width, inner, shared = (
-            config.width,
-            config.heads * config.head_size,
-            config.kv_heads * config.head_size,
-        )
-        self.q_proj = Linear(width, inner, bias=config.qkv_bias)
-        self.k_proj = Linear(width, shared, bias=config.qkv_bias)
-        self.v_proj = Linear(width, shared, bias=config.qkv_bias)
-        self.o_proj = Linear(inner, width, bias=False)
-        self.q_norm = RMSNorm(config.head_size, config.eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_size, config.eps) if config.qk_norm else nn.Identity()
+        width, size, bias = config.width, config.head_size, config.qkv_bias
+        self.head_size = size
+        self.q_proj = Linear(width, config.heads * size, bias=bias)
+        self.k_proj = Linear(width, config.kv_heads * size, bias=bias)
+        self.v_proj = Linear(width, config.kv_heads * size, bias=bias)
+        self.o_proj = Linear(config.heads * size, width, bias=False)
+        self.q_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x, turn, cu, past):  # (T, D)
         heads = (-1, self.head_size)
@@ -545,7 +493,7 @@ class DecoderAttention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config):
         super().__init__()
         self.gate_proj = Linear(config.width, config.ffn, bias=False)
         self.up_proj = Linear(config.width, config.ffn, bias=False)
@@ -556,7 +504,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.eps)
         self.self_attn = DecoderAttention(config)
@@ -569,7 +517,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab, config.width)
@@ -607,9 +555,9 @@ class PolyAudio(nn.Module):
         self.config, self.dir, self.layout = config, None, config.layout
         self.adapter = {}  # PEFT's adapter_config of what is attached
         if config.encoder:
-            resampler = RESAMPLERS[config.resampler["kind"]]
+            shape = (config.encoder, config.decoder.width, config.resampler)
             self.audio_tower = Encoder(config.encoder)
-            self.multi_modal_projector = resampler(config.encoder, config.decoder.width, config.resampler)
+            self.multi_modal_projector = RESAMPLERS[config.resampler["kind"]](*shape)
         self.language_model = Decoder(config.decoder)
         self.lm_head = Linear(config.decoder.width, config.decoder.vocab, bias=False)
 
@@ -623,8 +571,7 @@ class PolyAudio(nn.Module):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        if self.dir is None:
-            raise BadInput("this network came from no folder, so it has no tokenizer")
+        expect(self.dir is not None, "tokenizer", "a network from a folder", "one without")
         return Tokenizer.from_dir(self.dir)
 
     @cached_property
@@ -649,12 +596,13 @@ class PolyAudio(nn.Module):
     def n_slots(self, clip) -> int:
         """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
         slots = n_slots(len(clip), self.config.max_seconds)
-        return self.config.resampler["slots"] if slots and "slots" in self.config.resampler else slots
+        return self.config.resampler.get("slots", slots) if slots else 0
 
     def encode(self, clips) -> list[torch.Tensor]:
         """Each clip as its slots, (Q, D). The same array object is encoded once."""
         distinct = list({id(clip): clip for clip in clips}.values())
-        split = [split_windows(c, self.config.max_seconds, f"clip {i}") for i, c in enumerate(distinct, 1)]
+        limit = self.config.max_seconds
+        split = [split_windows(c, limit, f"clip {i}") for i, c in enumerate(distinct, 1)]
         windows = [window for part in split for window in part]
         frames = [n_frames(len(window)) for window in windows]
         rows, slots = [], []
@@ -672,14 +620,10 @@ class PolyAudio(nn.Module):
         """Refuse ids outside the vocabulary, and examples whose clips do not fill their slots."""
         vocab, slot = self.config.decoder.vocab, self.config.audio_token
         for row, sounds in zip(ids, clips, strict=True):
-            if not row or min(row) < 0 or max(row) >= vocab:
-                raise BadInput(f"ids: expected at least one, each in 0..{vocab - 1}, found {row!r:.60}")
-            expected = sum(self.n_slots(clip) for clip in sounds)
-            found = row.count(slot) if slot is not None else 0
-            if found != expected:
-                raise BadInput(
-                    f"ids: {len(sounds)} clip(s) make {expected} slots, found {found} places for them"
-                )
+            known = row and min(row) >= 0 and max(row) < vocab
+            expect(known, "ids", f"at least one, each in 0..{vocab - 1}", f"{row!r:.60}")
+            slots, places = sum(map(self.n_slots, sounds)), row.count(slot)
+            expect(places == slots, f"ids: {len(sounds)} clips", f"{slots} slots for them", places)
 
     def embed(self, ids: list[list[int]], clips: list[list]) -> torch.Tensor:
         """Examples end to end, (T, D): embedded tokens, the slots' places taken by the clips."""
@@ -740,7 +684,7 @@ class PolyAudio(nn.Module):
         self, ids, clips, max_new_tokens=256, temperature=0.0, on_token=None, *, top_p=1.0,
         seed=0, stop=None, cache=None,
     ):  # fmt: skip
-        """New ids only, up to and with the one that stops. One prompt, or lists of both for a batch.
+        """New ids only, up to and with the one that stops. One prompt, or lists for a batch.
 
         temperature 0 is greedy; else sampling from the likeliest tokens that make up top_p.
         on_token(id) is called for each new id, on_token(id, row) in a batch. A cache of one row
@@ -781,14 +725,12 @@ class PolyAudio(nn.Module):
             tokens, heard = cache.rewind(row, prompt, row_clips, row_slots, self.config.audio_token)
             rests.append(prompt[tokens:])
             sounds.append(row_clips[heard:])
-            if len(prompt) + reserve > cache.capacity:
-                raise BadInput(
-                    f"cache: {len(prompt)} tokens and {reserve} for the answer pass its {cache.capacity}"
-                )
+            need = len(prompt) + reserve
+            expect(need <= cache.capacity, "cache", f"room for {need} tokens", cache.capacity)
         return self.step(rests, cache, list(range(len(prompts))), sounds)
 
     def step(self, ids, cache, rows, clips=None) -> torch.Tensor:
-        """Read further ids into those rows of the cache. -> logits after the last of each, (B, V)"""
+        """Read further ids into those rows of the cache. -> logits after each one's last, (B, V)"""
         lengths = [len(row) for row in ids]
         x = self.embed(ids, clips or [[] for _ in ids])
         hidden = self.language_model(x, lengths, cache, rows)
@@ -803,8 +745,9 @@ class PolyAudio(nn.Module):
         return ids, [clips[i - 1] for i in clip_order(messages, len(clips))]
 
     def answer(self, question, clips, max_new_tokens=256, **how) -> str:
-        """A question (or a list of messages) on clips (1-D float32 arrays, 16 kHz) -> the answer."""
-        messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+        """A question (or a list of messages) on clips (1-D float32 arrays, 16 kHz): the answer."""
+        asked = [{"role": "user", "content": question}]
+        messages = question if isinstance(question, list) else asked
         how.setdefault("stop", [*self.stops, *self.tokenizer.ends])
         new = self.generate(*self.prompt(messages, clips), max_new_tokens, **how)
         return self.tokenizer.decode(new).strip()
@@ -853,7 +796,8 @@ class PolyAudio(nn.Module):
             sizes[-1] += tensor.nbytes
         weight_map, text_only = {}, self.config.encoder is None
         for i, names in enumerate(shards, 1):
-            file = f"model-{i:05}-of-{len(shards):05}.safetensors" if shards[1:] else "model.safetensors"
+            part = f"-{i:05}-of-{len(shards):05}" if shards[1:] else ""
+            file = f"model{part}.safetensors"
             tensors = {hub_name(name, text_only): self.folded(name) for name in names}
             write_tensors(dir / file, tensors)
             weight_map |= dict.fromkeys(tensors, file)
@@ -869,7 +813,7 @@ class PolyAudio(nn.Module):
 
     def base_parameters(self) -> dict:
         """The checkpoint's own parameters by name: no adapter's, and a tied one once."""
-        return {n: p for n, p in self.named_parameters() if not n.rpartition(".")[2].startswith("lora_")}
+        return {name: p for name, p in self.named_parameters() if ".lora_" not in name}
 
     def folded(self, name) -> torch.Tensor:
         """A parameter as the network uses it, adapter and all."""
@@ -900,11 +844,10 @@ class PolyAudio(nn.Module):
                 rank, scale = rank_and_scale(adapter, peft_name(name, self.config.encoder is None))
                 layer.attach(rank, scale, dropout)
                 found += 1
-        if not found:
-            raise BadInput(f"LoRA: no layer of this network matches {adapter['target_modules']!r}")
+        expect(found, "LoRA: target_modules", "layers of this network", adapter["target_modules"])
         self.adapter = adapter
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.rpartition(".")[2].startswith("lora_"))
+            parameter.requires_grad_(".lora_" in name)
 
     def save_adapter(self, dir):
         """Write what was trained, and only that, as PEFT reads it."""
@@ -931,12 +874,9 @@ class PolyAudio(nn.Module):
         not hold stays as it is; what the network has no place for is refused."""
         dir = Path(dir)
         path = dir / "adapter_model.safetensors"
-        if not (dir / "adapter_config.json").exists():
-            raise BadInput(f"{dir}: expected adapter_config.json in an adapter's folder, found none")
         adapter = read_json(dir / "adapter_config.json")
         check_adapter(adapter, dir / "adapter_config.json")
-        if not path.exists():
-            raise BadInput(f"{dir}: expected adapter_model.safetensors (a pickle is not read)")
+        expect(path.exists(), dir, "adapter_model.safetensors (a pickle is not read)", "none")
         text_only = self.config.encoder is None
         layers, halves = modules_of(self, Linear), {}
         with open_tensors(path) as file:
@@ -951,17 +891,18 @@ class PolyAudio(nn.Module):
                     name = name.replace(".modules_to_save.default", "")
                     assign(self, name, tensor.to(self.dtype), f"{path}: {key}")
         for name, pair in halves.items():
-            if name not in layers or set(pair) != {"A", "B"}:
-                raise BadInput(f"{path}: {name}: expected lora_A and lora_B of a layer, found {sorted(pair)}")
+            whole = name in layers and set(pair) == {"A", "B"}
+            expect(whole, f"{path}: {name}", "A and B of a layer of this network", sorted(pair))
             layer = layers[name]
             rank, scale = rank_and_scale(adapter, peft_name(name, text_only), name)
-            expected = ((rank, layer.in_features), (layer.out_features, rank))
+            shapes = ((rank, layer.in_features), (layer.out_features, rank))
             found = (tuple(pair["A"].shape), tuple(pair["B"].shape))
-            if expected != found:
-                raise BadInput(f"{path}: {name}: expected A and B of {expected}, found {found}")
+            expect(shapes == found, f"{path}: {name}: A and B", shapes, found)
             layer.attach(rank, scale, adapter.get("lora_dropout", 0.0))
             layer.lora_A, layer.lora_B = (nn.Parameter(pair[x].contiguous(), False) for x in "AB")
-        idle = sum(is_target(adapter, peft_name(n, text_only), n) for n in layers if n not in halves)
+        idle = sum(
+            is_target(adapter, peft_name(n, text_only), n) for n in layers if n not in halves
+        )
         if idle and halves:
             warn(f"{dir}: its config aims at {idle} more layers than its file has weights for")
         self.adapter = adapter
@@ -971,11 +912,8 @@ class PolyAudio(nn.Module):
         ids = adapter.get("trainable_token_indices") or []
         ids = ids if isinstance(ids, list) else next(iter(ids.values()))
         table = self.language_model.embed_tokens
-        if tuple(rows.shape) != (len(ids), table.weight.shape[1]):
-            raise BadInput(
-                f"{path}: trainable_tokens_delta: expected {(len(ids), table.weight.shape[1])}, "
-                f"found {tuple(rows.shape)}"
-            )
+        shape, found = (len(ids), table.weight.shape[1]), tuple(rows.shape)
+        expect(shape == found, f"{path}: trainable_tokens_delta", shape, found)
         table.replace(ids)
         table.lora_rows = nn.Parameter(rows.float().contiguous(), False)
 
@@ -1013,7 +951,7 @@ def choose(logits, temperature, top_p, dice) -> list[int]:
     return order.gather(1, torch.multinomial(p, 1, generator=dice))[:, 0].tolist()
 
 
-def answer_all(net: PolyAudio, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=256, **how):
+def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=256, **how):
     """Answer many: items yields (key, messages, clips), out comes (key, answer) in their order, or
     (key, BadInput) for an item that cannot be asked. Prompts of different lengths share a batch as
     they are; only one batch of clips is held at a time."""
@@ -1031,7 +969,8 @@ def answer_all(net: PolyAudio, items, batch_tokens=16_384, batch_rows=32, max_ne
     for key, messages, clips in items:
         try:
             ids, placed = net.prompt(messages, clips)
-            check_fits(len(ids), [net.n_slots(c) for c in placed], net.config.decoder.context, max_new_tokens)
+            slots = [net.n_slots(clip) for clip in placed]
+            check_fits(len(ids), slots, net.config.decoder.context, max_new_tokens)
         except BadInput as mistake:
             ids, placed = mistake, []
         size = 0 if isinstance(ids, BadInput) else len(ids) + max_new_tokens
@@ -1056,9 +995,9 @@ COMPANIONS = (
 def canonical(key: str) -> str:
     """A key of any of the three published layouts -> our name of the parameter.
 
-    audio_tower.*                  language_model.model.*        language_model.lm_head.*     Hub
-    model.audio_tower.*            model.language_model.*        lm_head.*                    in memory
-    audio_tower.*                  language_model.model.model.*  language_model.lm_head.*     re-saved
+    audio_tower.*         language_model.model.*         language_model.lm_head.*    Hub
+    model.audio_tower.*   model.language_model.*         lm_head.*                   in memory
+    audio_tower.*         language_model.model.model.*   language_model.lm_head.*    re-saved
     """
     key = re.sub(r"^(model\.)+", "", key)
     key = re.sub(r"^language_model\.(model\.)*", "language_model.", key)
@@ -1089,7 +1028,7 @@ def open_tensors(path):
         with open(path, "rb") as file:
             start = file.read(2)
         if start == b"PK" or start[:1] == b"\x80":
-            raise BadInput(f"{path}: expected safetensors, found a pickle, which is not read") from None
+            raise BadInput(f"{path}: expected safetensors, found a pickle, not read") from None
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
 
 
@@ -1106,17 +1045,17 @@ def shard_files(dir: Path) -> dict[Path, list[str] | None]:
         files = sorted(dir.glob("model*.safetensors"))
         if len(files) == 1:
             return {files[0]: None}
-        pickles = sorted(p.name for p in dir.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        old = (".bin", ".pt", ".pth", ".ckpt")
+        pickles = sorted(p.name for p in dir.iterdir() if p.suffix in old)
         found = f"{pickles[0]}, a pickle, which is not read" if pickles else f"{len(files)} files"
-        raise BadInput(f"{dir}: expected model.safetensors or shards with an index, found {found}")
+        expect(False, dir, "model.safetensors or shards with an index", found)
     shards = {}
     for key, name in read_json(index).get("weight_map", {}).items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise BadInput(f"{index}: {key}: expected a file in this folder, found {name!r}")
+        inside = isinstance(name, str) and Path(name).name == name
+        expect(inside, f"{index}: {key}", "a file in this folder", name)
         shards.setdefault(dir / name, []).append(key)
     for path in shards:
-        if not path.exists():
-            raise BadInput(f"{dir}: shard {path.name} is missing, which the index names")
+        expect(path.exists(), dir, f"shard {path.name}, which the index names", "no such file")
     return shards
 
 
@@ -1127,8 +1066,8 @@ def match_names(keys, expected, may_tie: bool, source) -> dict[str, str]:
         name = canonical(key)
         if name.endswith("rotary_emb.inv_freq"):  # a constant that old files carry
             continue
-        if name in table:
-            raise BadInput(f"{source}: {key} and {table[name]} are the same tensor {name}")
+        pair = f"{key} and {table.get(name)}"
+        expect(name not in table, f"{source}: {name}", "one such tensor", pair)
         table[name] = key
     left = sorted(set(table) - set(expected))
     missing = sorted(set(expected) - set(table))
@@ -1157,8 +1096,7 @@ def load_weights(net: PolyAudio, dir: Path, device, dtype):
         dtype = auto_dtype(device, sum(p.numel() for p in expected.values()), held)
     for name, key in table.items():
         tensor = shards[where[key]][0].get_tensor(key)
-        if not tensor.is_floating_point():
-            raise BadInput(f"{where[key]}: {key}: expected floating point, found {tensor.dtype}")
+        expect(tensor.is_floating_point(), f"{where[key]}: {key}", "floating point", tensor.dtype)
         assign(net, name, tensor, f"{where[key]}: {key}", device, dtype)
     if "lm_head.weight" not in table:
         net.lm_head.weight = net.language_model.embed_tokens.weight
@@ -1171,8 +1109,7 @@ def assign(net, name, tensor, source, device=None, dtype=None):
         old = net.get_parameter(name)
     except AttributeError:
         raise BadInput(f"{source}: this network has no such tensor") from None
-    if old.shape != tensor.shape:
-        raise BadInput(f"{source}: expected {tuple(old.shape)}, found {tuple(tensor.shape)}")
+    expect(old.shape == tensor.shape, source, tuple(old.shape), tuple(tensor.shape))
     value = tensor.to(device=device, dtype=dtype)
     setattr(net.get_submodule(module), field, nn.Parameter(value, requires_grad=False))
 
@@ -1182,10 +1119,9 @@ def base_of(run: Path) -> Path:
     name = read_json(run / "adapter_config.json").get("base_model_name_or_path") or ""
     home = Path(__file__).parent / "weights"
     tried = [run / name, Path(name), home / name, home / Path(name).name]
-    for dir in tried:
-        if name and (dir / "config.json").exists():
-            return dir
-    raise BadInput(f"{run}: base_model_name_or_path: expected a folder of weights, found {name!r}")
+    found = [dir for dir in tried if name and (dir / "config.json").exists()]
+    expect(found, f"{run}: base_model_name_or_path", "a folder of weights", repr(name))
+    return found[0]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1198,12 +1134,11 @@ DECODER_TARGETS = (
 
 def check_adapter(adapter: dict, source):
     """Refuse kinds of adapters that this code does not compute."""
-    only = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "fan_in_fan_out": (False,)}
-    for field, allowed in only.items():
-        if adapter.get(field, allowed[0]) not in allowed:
-            raise BadInput(f"{source}: {field}: expected {allowed[0]}, found {adapter[field]!r}")
-    if not isinstance(adapter.get("r", 8), int):
-        raise BadInput(f"{source}: r: expected a number, found {adapter['r']!r}")
+    only = {"peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False}
+    for field, wanted in only.items():
+        found = adapter.get(field, wanted)
+        expect(found == wanted, f"{source}: {field}", wanted, found)
+    expect(isinstance(adapter.get("r", 8), int), f"{source}: r", "a number", adapter.get("r"))
 
 
 def in_module(path: str, name: str) -> bool:

@@ -4,7 +4,8 @@
     wave = load_audio("dog.flac")              # (n,) float32, 16 kHz, mono
     mel = log_mel(wave)                        # (128, F) float32, ten milliseconds a frame
     tok = Tokenizer.from_dir("weights/af3")
-    ids = tok.encode_prompt([{"role": "user", "content": "Which clip is louder?"}], [75, 50], "native")
+    asked = [{"role": "user", "content": "Which clip is louder?"}]
+    ids = tok.encode_prompt(asked, n_slots=[75, 50], layout="native")
 
 Everything downstream stands on four ideas, in this order:
   1. a clip is 16 kHz mono, cut into windows of at most 30 s;
@@ -44,6 +45,12 @@ class BadInput(Exception):
     """Something from outside is not what it has to be; the message is the whole explanation."""
 
 
+def expect(holds, where, expected, found):
+    """The usual form of such a message, raised unless the condition holds."""
+    if not holds:
+        raise BadInput(f"{where}: expected {expected}, found {found}")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line, like every other complaint here."""
 
@@ -52,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def cli(main):
-    """Run a script's main(): 2 on bad input, 130 on Ctrl-C, quiet when the reader of a pipe left."""
+    """Run a script's main(): 2 on bad input, 130 on Ctrl-C, quiet when a pipe's reader has left."""
     try:
         main()
         sys.stdout.flush()
@@ -70,14 +77,25 @@ def fail(mistake) -> int:
     return 2
 
 
+@lru_cache(maxsize=None)  # so each is said once, however often its cause comes by
 def warn(message):
     print(f"warning: {clean(message)}", file=sys.stderr)
 
 
+def note(message):
+    """What is good to know, for people only: stderr, and quiet when nobody watches it."""
+    if sys.stderr.isatty():
+        print(clean(message), file=sys.stderr)
+
+
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn text around
+
+
 def clean(text, keep="") -> str:
     """Text that is safe to show on a terminal: a model's answer, a file's name or a user's words
-    may hold control characters that move the cursor or recolour the screen."""
-    return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    may hold characters that move the cursor, recolour the screen or reverse what is read."""
+    harmless = (c for c in text if unicodedata.category(c) not in ("Cc", "Cs") or c in keep)
+    return "".join(c for c in harmless if c not in DIRECTIONS)
 
 
 def read_json(path):
@@ -308,7 +326,7 @@ def log_mel(wave) -> torch.Tensor:
 def log_mels(waves) -> list[torch.Tensor]:
     """log_mel of many windows, with all their frames in one transform: that saves the cost of
     starting every operation anew, which for short clips is most of it."""
-    frames = torch.cat([padded(wave).unfold(0, FFT, HOP) for wave in waves])  # (F, 400), all windows
+    frames = torch.cat([padded(wave).unfold(0, FFT, HOP) for wave in waves])  # (F, 400)
     counts = [min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES) for wave in waves]
     spectrum = torch.fft.rfft(frames.mul_(hann_window()))  # (F, 201)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
@@ -323,8 +341,8 @@ def padded(wave) -> torch.Tensor:
     """The samples that a window's frames look at: frame t is centred on sample 160 t, so there are
     200 before the first, mirrored as Whisper does, and zeros (after 30 s mirrored ones) behind."""
     wave = torch.as_tensor(wave, dtype=torch.float32)
-    if wave.ndim != 1 or not 0 < len(wave) <= WINDOW:
-        raise BadInput(f"log_mel: expected one window of 1..{WINDOW} samples, found {tuple(wave.shape)}")
+    whole = wave.ndim == 1 and 0 < len(wave) <= WINDOW
+    expect(whole, "log_mel", f"one window of 1..{WINDOW} samples", tuple(wave.shape))
     frames = min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES)
     half = FFT // 2
     row = torch.zeros((frames - 1) * HOP + FFT)
@@ -415,7 +433,8 @@ class Tokenizer:
             if model.get("type") != "BPE" or model.get("ignore_merges"):
                 raise BadInput(f"{name}: model: expected a BPE that follows its merges")
             vocab, merges = model["vocab"], model["merges"]
-            found = re.search(r'"Regex": ("(?:[^"\\]|\\.)*")', json.dumps(data.get("pre_tokenizer")))
+            rules = json.dumps(data.get("pre_tokenizer"))
+            found = re.search(r'"Regex": ("(?:[^"\\]|\\.)*")', rules)
             pattern = json.loads(found.group(1)) if found else pattern
             added = {t["content"]: t for t in data.get("added_tokens", [])}
         elif (dir / "vocab.json").exists() and (dir / "merges.txt").exists():
@@ -423,7 +442,9 @@ class Tokenizer:
             lines = (dir / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
-            raise BadInput(f"{dir}: expected tokenizer.json, or vocab.json and merges.txt; found neither")
+            raise BadInput(
+                f"{dir}: expected tokenizer.json, or vocab.json and merges.txt, found none"
+            )
         added |= more_added_tokens(dir)
         special = {content: token["id"] for content, token in added.items()}
         hidden = [token["id"] for token in added.values() if token.get("special", True)]
@@ -481,9 +502,10 @@ class Tokenizer:
                 pieces.append((self.encode_parts([message["content"], [end]]), True))
                 parts = ["\n"]
                 continue
-            audible = message["role"] == "user"
-            parts += self.content(message["content"], n_slots, layout) if audible else [message["content"]]
-            parts += [[end], "\n"]
+            said = [message["content"]]
+            if message["role"] == "user":
+                said = self.content(message["content"], n_slots, layout)
+            parts += [*said, [end], "\n"]
         if messages[-1]["role"] != "assistant":
             parts += [[start], "assistant\n", *self.thinking()]
         return [*pieces, (self.encode_parts(parts), False)]
@@ -566,8 +588,7 @@ def bpe_ranks(name, vocab, merges) -> dict[bytes, int]:
     except KeyError as letter:
         raise BadInput(f"{name}: vocab: {letter} stands for no byte") from None
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise BadInput(f"{name}: vocab: expected all 256 bytes, found no token for {missing[0]:#04x}")
+    expect(not missing, f"{name}: vocab", "a token for each byte", f"none for {missing[:1]}")
     last, made = -1, 256
     for merge in merges:
         left, right = merge if isinstance(merge, list) else merge.split(" ")
@@ -654,7 +675,8 @@ def write_tokenizer(dir, vocab, merges, special):
         for i, name in enumerate(special)
     ]  # fmt: skip
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated"}
+    split = {**split, "invert": False}
     document = {
         "version": "1.0",
         "truncation": None,
@@ -674,8 +696,8 @@ def write_tokenizer(dir, vocab, merges, special):
         },
     }  # fmt: skip
     write_json(dir / "tokenizer.json", document)
-    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    write_json(dir / "tokenizer_config.json", config)
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    write_json(dir / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", **names})
 
 
 def write_json(path, value):
@@ -704,8 +726,10 @@ def check_prompt(messages, n_slots, layout):
     if not messages:
         raise BadInput("messages: expected at least one, found none")
     for i, message in enumerate(messages):
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise BadInput(f"messages[{i}]: expected a role of {ROLES} and a text, found {message!r:.80}")
+        fine = message.get("role") in ROLES and isinstance(message.get("content"), str)
+        expect(
+            fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", f"{message!r:.80}"
+        )
     for i, slots in enumerate(n_slots, 1):
         if slots < 1:
             raise BadInput(
@@ -715,7 +739,7 @@ def check_prompt(messages, n_slots, layout):
 
 def place_clips(messages, n: int) -> list[dict]:
     """Check that markers and clips agree; without any marker, put the clips before the first
-    question, a line each. Only the user's turns hold markers: an answer is text, whatever it says."""
+    question, a line each. Only the user's turns hold markers: an answer is text in any case."""
     spoken = [m["content"] for m in messages if m["role"] == "user"]
     used = {int(i) for text in spoken for i in re.findall(MARKER, text)}
     if used - set(range(1, n + 1)):
@@ -723,7 +747,7 @@ def place_clips(messages, n: int) -> list[dict]:
         raise BadInput(f"prompt: <sound-{wrong}> names a clip that is not there; {n} clip(s) given")
     if used and len(used) < n:
         unused = min(set(range(1, n + 1)) - used)
-        raise BadInput(f"prompt: clip {unused} is given, but no <sound-{unused}> says where it belongs")
+        raise BadInput(f"prompt: clip {unused} is given, but no <sound-{unused}> places it")
     if used or n == 0:
         return list(messages)
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
@@ -735,7 +759,7 @@ def place_clips(messages, n: int) -> list[dict]:
 
 
 def clip_order(messages, n: int) -> list[int]:
-    """The clips as the prompt will hold them, by index: one for each marker, a repeated one twice."""
+    """The clips as the prompt will hold them, by index: one for each marker."""
     return [
         int(i)
         for message in place_clips(messages, n)
@@ -754,13 +778,12 @@ def check_fits(tokens: int, n_slots, context: int, reserve: int = 0):
     """Refuse a prompt (`tokens` in all, `reserve` kept for the answer) that passes the context."""
     if tokens + reserve <= context:
         return
-    if not n_slots:
-        raise BadInput(f"prompt: {tokens} tokens and {reserve} for the answer pass the context of {context}")
+    expect(n_slots, "prompt", f"at most {context} tokens with the answer's", tokens + reserve)
     text = tokens + reserve - sum(n_slots)
     slots = max(n_slots)
     raise BadInput(
-        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = floor((L - T) / K) = "
-        f"floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
+        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = floor((L - T) / K)"
+        f" = floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
     )
 
 
@@ -773,7 +796,10 @@ SILENCE = 2.0  # seconds between the clips of a joined one
 
 
 def load_clip(clip, root=".") -> np.ndarray:
-    """A row's clip as samples: a path, {path, start, end}, or the {join, silence} of view_concat."""
+    """A row's clip as samples: a path, {path, start, end}, the {join, silence} of view_concat, or
+    samples that were loaded before."""
+    if isinstance(clip, np.ndarray):
+        return clip
     if isinstance(clip, str):
         return load_audio(Path(root) / clip)
     if "join" in clip:
@@ -795,8 +821,8 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
     literal: the text stays as it was, as in the paper's test; only sound where neither question
     nor answer names a clip. Otherwise every index in text, choices and gold follows its clip.
     """
-    if sorted(order) != list(range(1, len(example["clips"]) + 1)):
-        raise BadInput(f"permute: expected an order of {len(example['clips'])} clips, found {order}")
+    whole = sorted(order) == list(range(1, len(example["clips"]) + 1))
+    expect(whole, "permute", f"an order of {len(example['clips'])} clips", order)
     moved = {**example, "clips": [example["clips"][i - 1] for i in order]}
     if literal:
         return moved

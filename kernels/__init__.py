@@ -25,7 +25,7 @@ def chosen() -> str:
     if not _choice:
         kind = os.environ.get("POLYAUDIO_KERNELS", DEFAULT)
         if kind not in KINDS:
-            raise ValueError(f"POLYAUDIO_KERNELS: expected one of {', '.join(KINDS)}, found {kind!r}")
+            raise ValueError(f"POLYAUDIO_KERNELS: expected {' or '.join(KINDS)}, found {kind!r}")
         _choice.append(kind)
     return _choice[-1]
 
@@ -34,7 +34,7 @@ def chosen() -> str:
 def forced(kind: str):
     """Run everything inside with that kind."""
     if kind not in KINDS:
-        raise ValueError(f"kernels.forced: expected one of {', '.join(KINDS)}, found {kind!r}")
+        raise ValueError(f"kernels.forced: expected {' or '.join(KINDS)}, found {kind!r}")
     _choice.append(kind)
     try:
         yield

@@ -104,10 +104,10 @@ def check():
     worst = 0.0
     for causal in (False, True):
         lengths = [(7, 7), (1, 9), (5, 12), (300, 310), (3, 3), (3, 3)]
-        q, k, v = (torch.randn(sum(n[i] for n in lengths), g, 16) for i, g in ((0, 6), (1, 2), (1, 2)))
-        cu_q, cu_k = (
-            torch.tensor([0, *(n[i] for n in lengths)]).cumsum(0).int() for i in (0, 1)
+        q, k, v = (
+            torch.randn(sum(n[i] for n in lengths), g, 16) for i, g in ((0, 6), (1, 2), (1, 2))
         )
+        cu_q, cu_k = (torch.tensor([0, *(n[i] for n in lengths)]).cumsum(0).int() for i in (0, 1))
         o = attention(q, k, v, cu_q, cu_k, causal)
         for s, (queries, keys) in enumerate(lengths):
             qs = q[cu_q[s] : cu_q[s + 1]].double()

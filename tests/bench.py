@@ -87,7 +87,8 @@ def clips() -> list[np.ndarray]:
     dice = np.random.default_rng(1)
     n = SECONDS * 16000
     return [
-        (0.1 * dice.standard_normal(n) * np.linspace(0.2, 1, n)).astype(np.float32) for _ in range(CLIPS)
+        (0.1 * dice.standard_normal(n) * np.linspace(0.2, 1, n)).astype(np.float32)
+        for _ in range(CLIPS)
     ]
 
 
@@ -279,7 +280,10 @@ def memory(name, dtype):
         command = [sys.executable, "-m", "tests.bench", name, "--dtype", dtype, "--peak", arm]
         out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         found[arm] = float(out.split()[-1])
-    print(f"{name:8}{dtype:5}peak memory {found['ours']:.2f} GB, theirs {found['theirs']:.2f} GB", flush=True)
+    print(
+        f"{name:8}{dtype:5}peak memory {found['ours']:.2f} GB, theirs {found['theirs']:.2f} GB",
+        flush=True,
+    )
 
 
 # --- loading a checkpoint of AF3's size
@@ -314,7 +318,8 @@ def write_af3(dir: Path, layers=28, shard=4_900_000_000):
     for i, group in enumerate(groups, 1):
         file = f"model-{i:05}-of-{len(groups):05}.safetensors"
         tensors = {
-            name: torch.empty(p.shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02) for name, p in group
+            name: torch.empty(p.shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
+            for name, p in group
         }
         write_tensors(dir / file, tensors)
         index |= dict.fromkeys(tensors, file)
@@ -343,10 +348,15 @@ def load(rounds):
     HOME.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=HOME) as dir:
         size = write_af3(Path(dir))
-        print(f"checkpoint of {size / 1e9:.2f} GB, {free_memory() / 1e9:.1f} GB of memory free", flush=True)
+        print(
+            f"checkpoint of {size / 1e9:.2f} GB, {free_memory() / 1e9:.1f} GB of memory free",
+            flush=True,
+        )
         for arm in ("ours", "theirs") * rounds:
             command = [sys.executable, "-m", "tests.bench", "load", "--peak", arm, "--dir", dir]
-            out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+            out = subprocess.run(
+                command, cwd=ROOT, check=True, capture_output=True, text=True
+            ).stdout
             loaded, read, high, own = json.loads(out.split("\n")[-2])
             print(
                 f"load    bf16 {arm:7} {loaded:6.2f} s, with every byte read {read:6.1f} s; "
@@ -369,7 +379,9 @@ def main():
         load_arm(args.peak, args.dir) if args.dir else peak(args.peak, args.what[0], args.dtype[0])
         return
     checkpoint()
-    print(f"{'':13}{'ours':>9}{'theirs':>10}   {'ratio':>8}   {args.threads} threads, torch {torch.__version__}")
+    print(
+        f"{'':13}{'ours':>9}{'theirs':>10}   {'ratio':>8}   {args.threads} threads, torch {torch.__version__}"
+    )
     for name in args.what:
         if name == "load":
             load(1 if args.rounds == 5 else args.rounds)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3EncoderConfig,
@@ -24,9 +25,13 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+transformers.utils.logging.disable_progress_bar()
+
 VOCAB = 2048
 SLOT = 2040  # the audio token of the small checkpoints
+WORDS = 2000  # ids below it are drawn as text
 SECONDS = (0.03, 0.3, 1.01, 3.0, 29.99, 30.005, 31.0)
+HEARS = {"af3": 600, "qwen2_audio": 30, "qwen2": 0, "qwen3": 0}  # seconds of a clip
 NOBODY = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # nothing ends early
 
 TEXT = {
@@ -35,7 +40,12 @@ TEXT = {
     "max_position_embeddings": 32768, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
     "tie_word_embeddings": False, **NOBODY,
 }  # fmt: skip
-AUDIO = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "hidden_size": 48}
+AUDIO = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "hidden_size": 48,
+}
 
 
 def af3(**text):
@@ -50,7 +60,12 @@ def af3(**text):
 def qwen2_audio(**text):
     theta = {"rope_theta": 1e4, "rope_type": "default"}
     own = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_parameters": theta}
-    names = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96, "d_model": 48}
+    names = {
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 96,
+        "d_model": 48,
+    }
     config = Qwen2AudioConfig(
         audio_config=Qwen2AudioEncoderConfig(**names),
         text_config=Qwen2Config(**{**TEXT, **own, **text}),
@@ -113,15 +128,22 @@ def slots_of(wave, max_seconds=600) -> int:
     return total
 
 
-def interleave(clips, seed=0, adjacent=False, gap=5, max_seconds=600) -> list[int]:
-    """Text and slots in turn, as ids: the first clip stands first, the last one last."""
-    dice = np.random.default_rng(seed)
-    ids = []
-    for i, clip in enumerate(clips):
-        if i and not adjacent:
-            ids += dice.integers(0, 2000, gap).tolist()
+def text(n, seed=0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, WORDS, n).tolist()
+
+
+def interleave(
+    clips, seed=0, adjacent=False, gap=5, max_seconds=600, before=0, after=None
+) -> list[int]:
+    """Text and slots in turn, as ids: `before` ids of text, the clips with `gap` ids between them
+    (none if adjacent), `after` ids of text (as many as between them)."""
+    gap = 0 if adjacent else gap
+    spaces = [before, *[gap] * (len(clips) - 1), gap if after is None else after]
+    ids = text(spaces[0] if clips else sum(spaces), seed)
+    for i, clip in enumerate(clips, 1):
         ids += [SLOT] * slots_of(clip, max_seconds)
-    return ids if adjacent else ids + dice.integers(0, 2000, gap).tolist()
+        ids += text(spaces[i], seed + 1000 * i)
+    return ids
 
 
 def inputs(kind, rows: list[tuple[list[int], list]], max_seconds=600) -> dict:
@@ -148,6 +170,14 @@ def inputs(kind, rows: list[tuple[list[int], list]], max_seconds=600) -> dict:
         name = "input_features_mask" if kind == "af3" else "feature_attention_mask"
         out[name] = found.attention_mask
     return out
+
+
+@torch.no_grad()
+def oracle_sounds(model, clips, dtype=torch.float32) -> torch.Tensor:
+    """What AF3's encoder and projector make of clips, all their slots end to end."""
+    given = inputs("af3", [([0], clips)])
+    features = given["input_features"].to(dtype)
+    return model.get_audio_features(features, given["input_features_mask"]).pooler_output
 
 
 @torch.no_grad()

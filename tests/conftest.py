@@ -12,7 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # an oracle is a library here, never a downl
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, read at triton's import
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # kernels run on the CPU, read at triton's import
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
