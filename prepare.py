@@ -153,6 +153,16 @@ def check_header(name, file):
         )
     if file.frames == 0:
         raise BadInput(f"{name}: holds no samples")
+    promised, held = promised_bytes(file)
+    if promised > held:
+        length = file.frames / file.samplerate
+        raise truncated(name, length * promised / held, length)
+
+
+def truncated(name, promised: float, held: float) -> BadInput:
+    return BadInput(
+        f"{name}: truncated: the header promises {promised:.2f} s, the file holds {held:.2f} s"
+    )
 
 
 def read_slice(name, file, start, end) -> np.ndarray:
@@ -195,11 +205,8 @@ def read_mono(name, file, first, last) -> np.ndarray:
             break
         blocks.append(block.mean(axis=1))
         found += len(block)
-    if found < expected * (0.98 if file.format == "MP3" else 1) and not is_streamed(file):
-        raise BadInput(
-            f"{name}: truncated: the header promises {expected / file.samplerate:.2f} s, "
-            f"the file holds {found / file.samplerate:.2f} s"
-        )
+    if found < expected * (0.98 if file.format == "MP3" else 1):  # an mp3's length is an estimate
+        raise truncated(name, expected / file.samplerate, found / file.samplerate)
     wave = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if not np.isfinite(wave).all():
         bad = int(np.flatnonzero(~np.isfinite(wave))[0]) + first
@@ -207,10 +214,13 @@ def read_mono(name, file, first, last) -> np.ndarray:
     return wave
 
 
-def is_streamed(file) -> bool:
-    """A wav written to a pipe cannot go back to fill in its length, and says 'about 4 GB'."""
-    size = re.search(r"^data : (\d+)", file.extra_info, re.MULTILINE)
-    return file.format in ("WAV", "WAVEX") and bool(size) and int(size.group(1)) >= 0x7FFF0000
+def promised_bytes(file) -> tuple[int, int]:
+    """What the header of a wav or aiff says of its data, and what the file has: libsndfile corrects
+    a false length by itself, and only its log tells. (0, 0) where they agree, and for a wav that was
+    written to a pipe, which cannot go back to fill in its length and says 'about 4 GB'."""
+    log = re.search(r"^(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    promised, held = map(int, log.groups()) if log else (0, 0)
+    return (0, 0) if promised >= 0x7FFF0000 else (promised, held)
 
 
 # ------------------------------------------------------------------------------------------------
