@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line, like every other complaint here."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: {clean(message)} (--help lists the flags)\n")
 
 
 def cli(main):
@@ -94,7 +94,8 @@ DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn te
 def clean(text, keep="") -> str:
     """Text that is safe to show on a terminal: a model's answer, a file's name or a user's words
     may hold characters that move the cursor, recolour the screen or reverse what is read."""
-    harmless = (c for c in text if unicodedata.category(c) not in ("Cc", "Cs") or c in keep)
+    kinds = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, line ends
+    harmless = (c for c in text if unicodedata.category(c) not in kinds or c in keep)
     return "".join(c for c in harmless if c not in DIRECTIONS)
 
 
@@ -103,7 +104,7 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: expected JSON, found something else ({error})") from None
 
 
@@ -113,7 +114,8 @@ def read_json(path):
 RATE = 16_000  # samples a second, everywhere after load_audio
 MAX_CHANNELS = 32
 RATES = (1_000, 768_000)  # what a header may say; beyond that it is damaged
-READ_BLOCK = 1 << 18  # frames decoded at a time, so that 32 channels never lie in memory whole
+READ_BLOCK = 1 << 22  # samples decoded at a time, so that 32 channels never lie in memory whole
+LEAD = 1 << 18  # frames decoded before a block of ogg or mp3, and dropped
 
 
 def load_audio(path, start=0, end=None) -> np.ndarray:
@@ -122,8 +124,10 @@ def load_audio(path, start=0, end=None) -> np.ndarray:
     A slice of a long file is read by seeking, with just enough around it for the resampler, so it
     equals the same slice of the whole file.
     """
-    name = getattr(path, "name", None) or ("<bytes>" if isinstance(path, io.IOBase) else path)
-    if not isinstance(path, io.IOBase):
+    name = path
+    if hasattr(path, "read"):
+        name = getattr(path, "name", "a file object")
+    else:
         check_file(path)
     try:
         with soundfile.SoundFile(path) as file:
@@ -132,15 +136,20 @@ def load_audio(path, start=0, end=None) -> np.ndarray:
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip().rstrip(".")
         raise BadInput(f"{name}: cannot be decoded as audio ({reason})") from None
+    except TypeError as error:  # a .raw file: nothing says what its bytes mean
+        raise BadInput(f"{name}: cannot be decoded as audio ({error})") from None
 
 
 def check_file(path):
     path = Path(path)
-    if not path.exists():
-        raise BadInput(f"{path}: no such file")
-    if path.is_dir():
-        raise BadInput(f"{path}: expected an audio file, found a folder")
-    if path.stat().st_size == 0 and path.is_file():
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error.args[-1]})") from None
+    expect(not path.is_dir(), path, "an audio file", "a folder")
+    if found.st_size == 0 and path.is_file():
         raise BadInput(f"{path}: the file is empty")
 
 
@@ -154,7 +163,7 @@ def check_header(name, file):
     if file.frames == 0:
         raise BadInput(f"{name}: holds no samples")
     promised, held = promised_bytes(file)
-    if promised > held:
+    if promised > held + 1:  # some writers count the byte that makes it even
         length = file.frames / file.samplerate
         raise truncated(name, length * promised / held, length)
 
@@ -169,13 +178,12 @@ def read_slice(name, file, start, end) -> np.ndarray:
     """Seek, decode, mix down, resample. All positions are counted twice: in samples of the file
     (`first`, `last`) and in samples at 16 kHz (`begin`, `finish`)."""
     rate, length = file.samplerate, file.frames / file.samplerate  # length in seconds
+    over = length + 0.05  # metadata rounds, so a little over is no mistake
+    holds = all(isinstance(t, (int, float)) for t in ([start] if end is None else [start, end]))
+    holds = holds and 0 <= start < length and (end is None or start < end <= over)
+    wanted = f"0 <= start < end <= {length:.3f} s"
+    expect(holds, f"{name}: slice", wanted, f"{start!r} to {end!r}")
     begin = round(start * RATE)
-    if not 0 <= start < length or (end is not None and end <= start):
-        raise BadInput(
-            f"{name}: slice: expected 0 <= start < end <= {length:.3f} s, found {start} to {end}"
-        )
-    if end is not None and end > length + 0.05:  # metadata rounds, so a little over is no mistake
-        raise BadInput(f"{name}: slice: the clip ends at {length:.3f} s, asked for {end} s")
     up, down = rate_ratio(rate)
     margin = filter_half_width(up, down) // down + 1  # in blocks of `down` input samples
     block = max(0, begin // up - margin) if rate != RATE else begin // up
@@ -196,11 +204,10 @@ def read_mono(name, file, first, last) -> np.ndarray:
     """Frames first..last of the file, channels averaged: (n,) float32. Decoded block by block, and
     nothing is allocated on the word of a header: a header can promise hours that are not there."""
     expected = min(file.frames, file.frames if last is None else last) - first
-    if first:
-        file.seek(first)
     blocks, found = [], 0
     while found < expected:
-        block = file.read(min(READ_BLOCK, expected - found), dtype="float32", always_2d=True)
+        size = min(READ_BLOCK // file.channels, expected - found)
+        block = read_block(file, first + found, size)
         if len(block) == 0:
             break
         blocks.append(block.mean(axis=1))
@@ -214,11 +221,22 @@ def read_mono(name, file, first, last) -> np.ndarray:
     return wave
 
 
+def read_block(file, first, size) -> np.ndarray:
+    """(frames, channels). An ogg's or mp3's decoder needs some past before it is right again after
+    a seek, and libsndfile seeks before each read."""
+    lead = min(first, LEAD) if file.format in ("OGG", "MP3") else 0
+    if first:
+        file.seek(first - lead)
+    return file.read(lead + size, dtype="float32", always_2d=True)[lead:]
+
+
 def promised_bytes(file) -> tuple[int, int]:
     """What the header of a wav or aiff says of its data, and what the file has: libsndfile corrects
     a false length by itself, and only its log tells. (0, 0) where they agree, and for a wav that was
     written to a pipe, which cannot go back to fill in its length and says 'about 4 GB'."""
-    log = re.search(r"^(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    log = re.search(
+        r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
+    )
     promised, held = map(int, log.groups()) if log else (0, 0)
     return (0, 0) if promised >= 0x7FFF0000 else (promised, held)
 
@@ -267,7 +285,7 @@ def filter_half_width(up: int, down: int) -> int:
     return math.ceil((ATTENUATION - 8) / (2.285 * 2 * math.pi * transition) / 2)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def phase_filters(up: int, down: int, phase: int) -> tuple[torch.Tensor, int]:
     """The filters of up to 32 phases over the input span that they share: (P, 1, width)."""
     half = filter_half_width(up, down)
@@ -350,7 +368,7 @@ def log_mels(waves) -> list[torch.Tensor]:
 def padded(wave) -> torch.Tensor:
     """The samples that a window's frames look at: frame t is centred on sample 160 t, so there are
     200 before the first, mirrored as Whisper does, and zeros (after 30 s mirrored ones) behind."""
-    wave = torch.as_tensor(wave, dtype=torch.float32)
+    wave = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))  # a copy only where needed
     whole = wave.ndim == 1 and 0 < len(wave) <= WINDOW
     expect(whole, "log_mel", f"one window of 1..{WINDOW} samples", tuple(wave.shape))
     frames = min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES)
@@ -436,30 +454,35 @@ class Tokenizer:
     def from_dir(cls, dir) -> "Tokenizer":
         """From tokenizer.json, or from vocab.json + merges.txt where there is none."""
         dir = Path(dir)
-        pattern = QWEN_PATTERN
-        if (dir / "tokenizer.json").exists():
-            name, data = dir / "tokenizer.json", read_json(dir / "tokenizer.json")
-            model = data.get("model", {})
-            if model.get("type") != "BPE" or model.get("ignore_merges"):
-                raise BadInput(f"{name}: model: expected a BPE that follows its merges")
-            vocab, merges = model["vocab"], model["merges"]
-            rules = json.dumps(data.get("pre_tokenizer"))
-            found = re.search(r'"Regex": ("(?:[^"\\]|\\.)*")', rules)
-            pattern = json.loads(found.group(1)) if found else pattern
-            added = {t["content"]: t for t in data.get("added_tokens", [])}
-        elif (dir / "vocab.json").exists() and (dir / "merges.txt").exists():
-            name, vocab, added = dir / "vocab.json", read_json(dir / "vocab.json"), {}
+        name = dir / "tokenizer.json"
+        if not name.exists():
+            name = dir / "vocab.json"
+            whole = name.exists() and (dir / "merges.txt").exists()
+            expect(whole, dir, "tokenizer.json, or vocab.json and merges.txt", "none")
+        try:
+            return cls.from_file(name)
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise BadInput(f"{name}: expected a tokenizer's files, found {found}") from None
+
+    @classmethod
+    def from_file(cls, name: Path) -> "Tokenizer":
+        dir, pattern = name.parent, QWEN_PATTERN
+        if name.name == "tokenizer.json":
+            vocab, merges, pattern, added = read_tokenizer(name)
+        else:
+            vocab, added = read_json(name), {}
             lines = (dir / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-        else:
-            raise BadInput(
-                f"{dir}: expected tokenizer.json, or vocab.json and merges.txt, found none"
-            )
         added |= more_added_tokens(dir)
         special = {content: token["id"] for content, token in added.items()}
         hidden = [token["id"] for token in added.values() if token.get("special", True)]
-        vocab = {token: i for token, i in vocab.items() if token not in special}
-        return cls(bpe_ranks(name, vocab, merges), special, hidden, pattern, default_system(dir))
+        ranks = bpe_ranks(name, {t: i for t, i in vocab.items() if t not in special}, merges)
+        ids = [*ranks.values(), *special.values()]
+        whole = all(type(id) is int and 0 <= id < 1 << 31 for id in ids)
+        once = whole and len(set(ids)) == len(ids)
+        expect(once, f"{name}: ids", "whole numbers, each for one token", "others")
+        return cls(ranks, special, hidden, pattern, default_system(dir))
 
     # --- plain text
 
@@ -469,7 +492,7 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """Text of ids, without special tokens and without ids that the vocabulary does not hold."""
-        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+        return b"".join(self.token_bytes(int(i)) for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         if id in self.hidden or id not in self.known:
@@ -508,7 +531,9 @@ class Tokenizer:
         for message in messages:
             parts += [[start], message["role"] + "\n"]
             if message["role"] == "assistant":  # an answer follows the header that it will follow
-                pieces.append((self.encode_parts(parts + self.thinking()), False))
+                last = message is messages[-1]  # earlier answers are kept without their thoughts
+                parts += self.thinking() if last else []
+                pieces.append((self.encode_parts(parts), False))
                 pieces.append((self.encode_parts([message["content"], [end]]), True))
                 parts = ["\n"]
                 continue
@@ -563,6 +588,32 @@ class Tokenizer:
         return ids
 
 
+def read_tokenizer(name):
+    """vocab, merges, pattern and added tokens of a tokenizer.json, if it is of the kind that this
+    code computes: NFC, a split by one regex, byte-level BPE that follows its merges."""
+    data = read_json(name)
+    for field, kind in (("model", dict), ("added_tokens", list), ("pre_tokenizer", dict)):
+        expect(isinstance(data.get(field), kind), f"{name}: {field}", kind.__name__, "none")
+    split, level = data["pre_tokenizer"]["pretokenizers"]
+    pattern, model = split["pattern"]["Regex"], data["model"]
+    cuts = (split["type"], split["behavior"], split.get("invert", False))
+    computed = {
+        "normalizer": data["normalizer"] == {"type": "NFC"},
+        "Split": cuts == ("Split", "Isolated", False),
+        "ByteLevel": level["type"] == "ByteLevel" and not level["add_prefix_space"],
+        "use_regex": not level["use_regex"],
+        "affixes": not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")),
+        "dropout": not model.get("dropout"),
+    }
+    for field, holds in computed.items():
+        expect(holds, f"{name}: {field}", "byte-level BPE as Qwen has it", "another kind")
+    follows = model["type"] == "BPE" and not model.get("ignore_merges")
+    expect(follows, f"{name}: model", "a BPE that follows its merges", model["type"])
+    for field, kind in (("vocab", dict), ("merges", list)):
+        expect(isinstance(model.get(field), kind), f"{name}: {field}", kind.__name__, "none")
+    return model["vocab"], model["merges"], pattern, {t["content"]: t for t in data["added_tokens"]}
+
+
 def more_added_tokens(dir) -> dict:
     """Special tokens that older repositories keep beside the vocabulary."""
     added = {}
@@ -581,8 +632,8 @@ def default_system(dir):
         template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
     elif (dir / "tokenizer_config.json").exists():
         template = read_json(dir / "tokenizer_config.json").get("chat_template") or ""
-    if not isinstance(template, str):  # several named templates; the first is the default
-        template = template[0]["template"]
+    if not isinstance(template, str):  # several, by name
+        template = next(t["template"] for t in template if t["name"] == "default")
     if not template:
         return "You are a helpful assistant."
     found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{<]+)<\|im_end\|>", template)
@@ -601,8 +652,10 @@ def bpe_ranks(name, vocab, merges) -> dict[bytes, int]:
     expect(not missing, f"{name}: vocab", "a token for each byte", f"none for {missing[:1]}")
     last, made = -1, 256
     for merge in merges:
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
-        id = vocab.get(left + right, -1)
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        fine = isinstance(pair, list) and len(pair) == 2
+        expect(fine, f"{name}: merges", "pairs of tokens", f"{merge!r:.60}")
+        id = vocab.get(pair[0] + pair[1], -1)
         if id <= last:
             raise BadInput(f"{name}: merges: expected ids to rise, found {id} after {last}")
         last, made = id, made + 1
@@ -618,6 +671,7 @@ def train_bpe(texts, size: int, special: list[str], dir):
     The rule: join the most frequent pair of neighbours, everywhere; again; until there are enough.
     Words are kept apart once with how often they occur; a join touches only the words it is in.
     """
+    expect(size >= 256 + len(special), "BPE: size", f"at least {256 + len(special)}", size)
     letter = {byte: char for char, byte in byte_letters().items()}
     words = Counter()
     for text in texts:
@@ -733,14 +787,16 @@ ROLES = ("system", "user", "assistant")
 def check_prompt(messages, n_slots, layout):
     if layout not in LAYOUTS:
         raise BadInput(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
-    if not messages:
-        raise BadInput("messages: expected at least one, found none")
+    fine = isinstance(messages, (list, tuple)) and messages
+    expect(fine, "messages", "a list of at least one", f"{messages!r:.80}")
     for i, message in enumerate(messages):
-        fine = message.get("role") in ROLES and isinstance(message.get("content"), str)
+        fine = isinstance(message, dict) and message.get("role") in ROLES
+        fine = fine and isinstance(message.get("content"), str)
         expect(
             fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", f"{message!r:.80}"
         )
     for i, slots in enumerate(n_slots, 1):
+        expect(isinstance(slots, int), f"clip {i}: slots", "a whole number", repr(slots))
         if slots < 1:
             raise BadInput(
                 f"clip {i}: too short to make a slot (at least {2 * HOP + 1} samples, 20 ms)"
@@ -812,17 +868,24 @@ def load_clip(clip, root=".") -> np.ndarray:
         return clip
     if isinstance(clip, str):
         return load_audio(Path(root) / clip)
-    if "join" in clip:
+    if isinstance(clip, dict) and isinstance(clip.get("join"), list) and clip["join"]:
         gap = np.zeros(round(clip["silence"] * RATE), np.float32)
         waves = [load_clip(c, root) for c in clip["join"]]
         return np.concatenate([part for wave in waves for part in (gap, wave)][1:])
+    fine = isinstance(clip, dict) and isinstance(clip.get("path"), str)
+    expect(fine, "clip", "a path or {path, start, end}", f"{clip!r:.80}")
     return load_audio(Path(root) / clip["path"], clip.get("start", 0), clip.get("end"))
 
 
 def view_concat(example: dict) -> dict:
     """All clips as one, two seconds of silence between: how models that hear one clip are asked."""
     one = {"join": list(example["clips"]), "silence": SILENCE}
-    return map_text({**example, "clips": [one]}, lambda text: re.sub(MARKER + r"\s*", "", text))
+
+    def unmark(text):
+        """Markers before a text go; one inside of it becomes a name for what it stood for."""
+        return re.sub(MARKER, r"clip \1", re.sub(rf"(?m)^(?:{MARKER}\s*)+", "", text))
+
+    return map_text({**example, "clips": [one]}, unmark)
 
 
 def view_permute(example: dict, order: list[int], literal: bool = False) -> dict:
@@ -831,19 +894,27 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
     literal: the text stays as it was, as in the paper's test; only sound where neither question
     nor answer names a clip. Otherwise every index in text, choices and gold follows its clip.
     """
-    whole = sorted(order) == list(range(1, len(example["clips"]) + 1))
+    whole = all(type(i) is int for i in order)
+    whole = whole and sorted(order) == list(range(1, len(example["clips"]) + 1))
     expect(whole, "permute", f"an order of {len(example['clips'])} clips", order)
     moved = {**example, "clips": [example["clips"][i - 1] for i in order]}
     if literal:
         return moved
     new = {old: j for j, old in enumerate(order, 1)}
+    kind, answers = example.get("gold", {}).get("type"), ("answer", "choices")
+    bare = kind in (None, "clip", "order")  # there "2" is a clip; elsewhere it is a number
     moved = map_text(moved, lambda text: remap_indices(text, new))
-    if "gold" in example:
+    told = map_text(example, lambda text: remap_indices(text, new, bare))
+    if kind in ("keywords", "transcript"):  # what was said in a clip, not about one
+        told = example
+    elif "gold" in example:
         moved["gold"] = remap_gold(example["gold"], new)
     if "evidence" in example.get("meta", {}):
-        meta = example["meta"]
-        moved["meta"] = {**meta, "evidence": remap_gold(meta["evidence"], new)}
-    return moved
+        moved["meta"] = {
+            **example["meta"],
+            "evidence": remap_gold(example["meta"]["evidence"], new),
+        }
+    return {**moved, **{field: told[field] for field in answers if field in example}}
 
 
 def map_text(example: dict, change) -> dict:
@@ -863,54 +934,60 @@ def remap_gold(value, new: dict, key=None):
     """Follow the clips inside a gold: values of type clip and order are indices, a span names its
     clip, texts may speak of one; counts and times stay."""
     if isinstance(value, str):
-        return remap_indices(value, new)
+        return remap_indices(value, new, bare=False)
     if isinstance(value, list):
         return [remap_gold(v, new, key) for v in value]
     if isinstance(value, dict):
         indices = value.get("type") in ("clip", "order")
         inner = {k: "clip" if k == "value" and indices else k for k in value}
         return {k: v if k == "type" else remap_gold(v, new, inner[k]) for k, v in value.items()}
-    if key == "clip" and isinstance(value, int) and not isinstance(value, bool):
-        return new.get(value, value)
-    return value
+    return new.get(value, value) if key == "clip" and type(value) is int else value
 
 
-# How people write "the second one": with a noun, as an ordinal, or bare after a preposition.
-NOUN = r"(?:audio|clip|sound|recording|track|segment|sample|file)s?"
-LIST = r"\d+(?:(?:\s*(?:,|->|→|&|/|<|>)\s*|,?\s+(?:and|or|vs\.?|versus|to|with)\s+)\d+)*"
+# How people write "the second one": a noun and numbers ("clip 2", "clips 1, 2 and 3"), an ordinal
+# ("the second clip", "the first and the third"), or a bare number after a preposition. A number
+# that counts something ("clip 1, 2 birds", "2 and 3 seconds later") is none of these.
+NOUN = r"(?:audio|clip|sound|recording|track|segment|sample|file)"
+AND = r"(?:\s*(?:->|→|&|/|<|>)\s*|,?\s+(?:and|or|vs\.?|versus|with)\s+)"
+UNITS = r"\s+(?:k?hz|db|m?s|sec|min|(?!sounds\b|plays\b|has\b)\w{3,}s)\b"
+WHOLE = rf"(?!\d|[.:]\d|\s*[-–]\s*\d|\w)"  # the number ends here, and is not "2.5" or "1-3"
+LIST = rf"\d+(?:{AND}\d+{WHOLE}(?!{UNITS}))*{WHOLE}"
+LONG_LIST = rf"\d+(?:(?:{AND}|\s*,\s*)\d+{WHOLE}(?!{UNITS}))*{WHOLE}"
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-INDEX = re.compile(
+ORDINAL = rf"(?:{'|'.join(ORDINALS)})"
+MORE = rf"(?:,?\s+(?:and|or|nor|than|from|with)\s+(?:the\s+)?{ORDINAL}|,\s+(?:the\s+)?{ORDINAL})*"
+ADJECTIVE = r"(?:\s+(?!of\b|in\b|from\b|two\b|three\b|four\b|few\b|\d)\w+)?"
+NAMED = (
     rf"<sound-(?P<marker>\d+)>"
-    rf"|\b{NOUN}\s*(?:number\s*|no\.\s*|\#\s*)?(?P<noun>{LIST})(?![\w.]*\w)"
-    rf"|\b(?:in|of|between|from|is|are|than|both|either)\s+(?P<bare>{LIST})"
+    rf"|\b{NOUN}\s*(?:number\s*|no\.\s*|\#\s*)?(?P<one>{LIST})"
+    rf"|\b{NOUN}s\s*(?P<many>{LONG_LIST})"
+    rf"|\b(?P<ordinal>{ORDINAL})(?={MORE}{ADJECTIVE}\s+(?:{NOUN}s?|one)\b)"
+)
+BARE = (
+    rf"|\b(?:in|of|between|from|is|are|than|both|either)\s+(?P<bare>{LONG_LIST})"
     rf"(?=\s*(?:[?!;:)\]]|[.,](?!\d)|$|than\b|or\b|and\b|vs\b))"
-    rf"|\b(?P<ordinal>{'|'.join(ORDINALS)})(?=\s+(?:\w+\s+)?{NOUN}\b|\s+one\b)",
-    re.IGNORECASE,
 )
 
 
-def remap_indices(text: str, new: dict) -> str:
-    """Rewrite the clip indices that a text names. A text that is nothing but indices ("2",
-    "3, 1, 2") is a list of them; numbers elsewhere ("after 3 seconds") are left alone."""
+def remap_indices(text: str, new: dict, bare: bool = True) -> str:
+    """Rewrite the clip indices that a text names. With `bare`, numbers after "in", "of", ... are
+    such too, and a text that is nothing but numbers ("2", "3, 1, 2") is a list of them."""
 
     def digits(piece):
         return re.sub(r"\d+", lambda m: str(new.get(int(m.group()), m.group())), piece)
 
     def ordinal(word):
         old = ORDINALS.index(word.lower()) + 1
-        if old not in new or new[old] > len(ORDINALS):
-            return word
-        moved = ORDINALS[new[old] - 1]
-        return moved.capitalize() if word[0].isupper() else moved
+        moved = ORDINALS[new.get(old, old) - 1]
+        return moved.upper() if word.isupper() else moved.title() if word.istitle() else moved
 
     def replace(match):
-        if match["ordinal"]:
+        if match.lastgroup == "ordinal":
             return ordinal(match.group())
-        kind = match.lastgroup
-        start, end = (p - match.start() for p in match.span(kind))
+        start, end = (place - match.start() for place in match.span(match.lastgroup))
         whole = match.group()
-        return whole[:start] + digits(match[kind]) + whole[end:]
+        return whole[:start] + digits(whole[start:end]) + whole[end:]
 
-    if re.fullmatch(rf"\s*\(?{LIST}\)?\.?\s*", text):
-        return digits(text)
-    return INDEX.sub(replace, text)
+    if re.fullmatch(rf"\s*\(?{LONG_LIST}\)?\.?\s*", text):
+        return digits(text) if bare else text
+    return re.sub(NAMED + (BARE if bare else ""), replace, text, flags=re.IGNORECASE)

@@ -323,8 +323,10 @@ def write_af3(dir: Path, layers=28, shard=4_900_000_000):
         }
         write_tensors(dir / file, tensors)
         index |= dict.fromkeys(tensors, file)
-    (dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return sum(path.stat().st_size for path in dir.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in dir.glob("*.safetensors"))
+    document = {"metadata": {"total_size": size}, "weight_map": index}
+    (dir / "model.safetensors.index.json").write_text(json.dumps(document))
+    return size
 
 
 def load_arm(arm, dir):

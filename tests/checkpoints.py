@@ -37,8 +37,8 @@ NOBODY = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # noth
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
     "num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 32768, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
-    "tie_word_embeddings": False, **NOBODY,
+    "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+    "max_position_embeddings": 32768, "tie_word_embeddings": False, **NOBODY,
 }  # fmt: skip
 AUDIO = {
     "num_hidden_layers": 2,

@@ -397,7 +397,7 @@ def split(**change):
 
 MODEL = [
     ("merges out of order", swap_merges, "merges: expected ids to rise"),
-    ("a byte without a token", drop_byte, "0x61"),
+    ("a byte without a token", drop_byte, "byte"),
     ("a token that no merge makes", drop_merge, "bytes and merges make"),
     ("a letter that is no byte", strange_letter, "stands for no byte"),
     ("one id for two tokens", same_id_twice, ""),
@@ -456,7 +456,7 @@ def test_a_file_that_means_something_else_is_refused(tmp_path, document, change,
     ("tokenizer.json", "[]"),
     ("tokenizer.json", "{"),
     ("tokenizer.json", "[" * 100_000),
-    ("added_tokens.json", "[]"),
+    ("added_tokens.json", '["<x>"]'),
     ("added_tokens.json", '{"<x>": "5"}'),
     ("tokenizer_config.json", "[]"),
     ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<x>"}}}'),
