@@ -118,10 +118,22 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw: dict, source="config.json") -> "Config":
+        expect(isinstance(raw, dict), source, "an object with a model_type", f"{raw!r:.60}")
         kind = raw.get("model_type")
-        expect(kind in BASES, f"{source}: model_type", "one of " + ", ".join(BASES), kind)
+        known = isinstance(kind, str) and kind in BASES
+        expect(known, f"{source}: model_type", "one of " + ", ".join(BASES), kind)
         resampler, audio_token, max_seconds = BASES[kind]
-        audio, text = raw.get("audio_config", {}), raw.get("text_config", {}) if resampler else raw
+        audio, text = raw.get("audio_config") or {}, raw.get("text_config") or {}
+        text = text if resampler else raw
+        for section in (audio, text):
+            expect(isinstance(section, dict), source, "sections of fields", f"{section!r:.60}")
+        resampler = {"kind": resampler, **(raw.get("resampler") or {})}
+        fine = resampler["kind"] != "perceiver" or type(resampler.get("slots")) is int
+        fine = fine and resampler["kind"] in (*RESAMPLERS, None)
+        expect(fine, f"{source}: resampler", "a known kind, a perceiver with its slots", resampler)
+        family = text.get("model_type", "qwen2")
+        where = f"{source}: text_config.model_type"
+        expect(family in (kind, "qwen2", "qwen3"), where, "qwen2 or qwen3", family)
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         text = {**text, **rope, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
         for name, section in (("audio_config.", audio), ("text_config.", text), ("", raw)):
@@ -136,9 +148,9 @@ class Config:
         return cls(
             raw=raw,
             kind=kind,
-            encoder=read_fields(ENCODER_FIELDS, audio) if resampler else None,
+            encoder=read_fields(ENCODER_FIELDS, audio) if resampler["kind"] else None,
             decoder=decoder,
-            resampler={"kind": resampler, **raw.get("resampler", {})},
+            resampler=resampler,
             audio_token=raw.get("audio_token_id", raw.get("audio_token_index", audio_token)),
             max_seconds=max_seconds,
             layout=raw.get("layout", "native"),
@@ -595,6 +607,8 @@ class PolyAudio(nn.Module):
 
     def n_slots(self, clip) -> int:
         """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
+        fine = hasattr(clip, "ndim") and clip.ndim == 1
+        expect(fine, "clip", "samples of one channel", getattr(clip, "shape", type(clip)))
         slots = n_slots(len(clip), self.config.max_seconds)
         return self.config.resampler.get("slots", slots) if slots else 0
 
@@ -622,6 +636,8 @@ class PolyAudio(nn.Module):
         for row, sounds in zip(ids, clips, strict=True):
             known = row and min(row) >= 0 and max(row) < vocab
             expect(known, "ids", f"at least one, each in 0..{vocab - 1}", f"{row!r:.60}")
+            for i, clip in enumerate(sounds, 1):
+                expect(self.n_slots(clip), f"clip {i}", "at least 321 samples", len(clip))
             slots, places = sum(map(self.n_slots, sounds)), row.count(slot)
             expect(places == slots, f"ids: {len(sounds)} clips", f"{slots} slots for them", places)
 
@@ -667,7 +683,8 @@ class PolyAudio(nn.Module):
             for t in range(1, len(row))
             if flags[t]
         ]
-        places, targets = torch.tensor(pairs, device=self.device).view(-1, 2).T
+        pairs = torch.tensor(pairs, dtype=torch.long, device=self.device).view(-1, 2)
+        places, targets = pairs.T
         logits = self.project(hidden[places]).float()
         return F.cross_entropy(logits, targets, reduction="sum"), len(pairs)
 
@@ -788,7 +805,8 @@ class PolyAudio(nn.Module):
         dir = Path(dir)
         dir.mkdir(parents=True, exist_ok=True)
         shards, sizes = [[]], [0]
-        for name, tensor in self.base_parameters().items():
+        parameters = self.base_parameters()
+        for name, tensor in parameters.items():
             if sizes[-1] and sizes[-1] + tensor.nbytes > shard_bytes:
                 shards.append([])
                 sizes.append(0)
@@ -807,18 +825,37 @@ class PolyAudio(nn.Module):
         for name in COMPANIONS:
             if self.dir and (self.dir / name).exists() and self.dir.resolve() != dir.resolve():
                 shutil.copyfile(self.dir / name, dir / name)
-        kept = {k: v for k, v in self.config.raw.items() if k not in ("dtype", "torch_dtype")}
-        layout = {} if self.layout == "native" else {"layout": self.layout}
-        write_json(dir / "config.json", {**kept, "dtype": str(self.dtype)[6:], **layout})
+        config = {**self.config.raw, "dtype": str(self.dtype)[6:]}
+        config.pop("torch_dtype", None)
+        config["tie_word_embeddings"] = "lm_head.weight" not in parameters
+        if self.config.encoder:
+            text = config.get("text_config") or {}
+            config["text_config"] = {**text, "tie_word_embeddings": False}
+        if self.layout != "native":
+            config["layout"] = self.layout
+        write_json(dir / "config.json", config)
+        for path in [*dir.glob("model*.safetensors"), dir / "model.safetensors.index.json"]:
+            stale = (
+                path.name not in weight_map.values() if path.suffix != ".json" else not shards[1:]
+            )
+            if stale:  # of a checkpoint that lay here before
+                path.unlink(missing_ok=True)
 
     def base_parameters(self) -> dict:
-        """The checkpoint's own parameters by name: no adapter's, and a tied one once."""
-        return {name: p for name, p in self.named_parameters() if ".lora_" not in name}
+        """The checkpoint's own parameters by name, no adapter's. A head that is the embeddings is
+        left out where transformers ties it, which is in text models, as long as nothing adapts it."""
+        found = {name: p for name, p in self.named_parameters() if ".lora_" not in name}
+        if self.config.encoder or self.lm_head.lora_A is not None:
+            found["lm_head.weight"] = self.lm_head.weight
+        return found
 
     def folded(self, name) -> torch.Tensor:
         """A parameter as the network uses it, adapter and all."""
         module, _, field = name.rpartition(".")
         module = self.get_submodule(module)
+        if module is self.lm_head and module.weight is self.language_model.embed_tokens.weight:
+            adapted = module.lora_A is not None  # else it follows the trained rows
+            return (module if adapted else self.language_model.embed_tokens).folded().clone()
         if field == "weight" and isinstance(module, (Linear, Embedding)):
             return module.folded().contiguous()
         return getattr(module, field).detach().contiguous()
@@ -832,7 +869,7 @@ class PolyAudio(nn.Module):
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha,
             "lora_dropout": dropout, "use_rslora": rslora, "bias": "none", "inference_mode": True,
             "target_modules": DECODER_TARGETS if targets is None else targets,
-            "base_model_name_or_path": str(self.dir or ""), "layout": self.layout,
+            "base_model_name_or_path": str(self.dir or ""),
         }  # fmt: skip
         if rows:
             adapter["trainable_token_indices"] = {"embed_tokens": list(rows)}
@@ -867,7 +904,15 @@ class PolyAudio(nn.Module):
                 continue
             tensors["base_model.model." + key] = parameter.detach().contiguous()
         write_tensors(dir / "adapter_model.safetensors", tensors)
-        write_json(dir / "adapter_config.json", {**self.adapter, "layout": self.layout})
+        adapter = dict(self.adapter)
+        if self.dir:
+            base = os.path.relpath(self.dir.resolve(), dir.resolve())
+            adapter["base_model_name_or_path"] = base
+        if (
+            self.layout != "native"
+        ):  # a field that PEFT does not know, and passes over with a warning
+            adapter["layout"] = self.layout
+        write_json(dir / "adapter_config.json", adapter)
 
     def load_adapter(self, dir):
         """Attach a PEFT adapter: LoRA, trained token rows, modules saved whole. What its file does
@@ -880,15 +925,16 @@ class PolyAudio(nn.Module):
         text_only = self.config.encoder is None
         layers, halves = modules_of(self, Linear), {}
         with open_tensors(path) as file:
+            expect(file.keys(), path, "an adapter's tensors", "none")
             for key in file.keys():
                 tensor = file.get_tensor(key).to(self.device)
                 name = canonical(key.removeprefix("base_model.model."))
+                name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
                 if half := re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name):
                     halves.setdefault(half[1], {})[half[2]] = tensor.float()
                 elif "trainable_tokens_delta" in name:
                     self.load_rows(path, adapter, tensor)
                 else:
-                    name = name.replace(".modules_to_save.default", "")
                     assign(self, name, tensor.to(self.dtype), f"{path}: {key}")
         for name, pair in halves.items():
             whole = name in layers and set(pair) == {"A", "B"}
@@ -909,8 +955,12 @@ class PolyAudio(nn.Module):
         self.layout = adapter.get("layout", self.layout)
 
     def load_rows(self, path, adapter, rows):
-        ids = adapter.get("trainable_token_indices") or []
-        ids = ids if isinstance(ids, list) else next(iter(ids.values()))
+        """Trained embeddings of a few tokens. Rows of the head alone would be something else."""
+        named = adapter.get("trainable_token_indices") or {}
+        named = {"embed_tokens": named} if isinstance(named, list) else named
+        others = set(named) - {"embed_tokens"}
+        expect(not others, f"{path}: trainable_token_indices", "embed_tokens", sorted(others))
+        ids = named.get("embed_tokens", [])
         table = self.language_model.embed_tokens
         shape, found = (len(ids), table.weight.shape[1]), tuple(rows.shape)
         expect(shape == found, f"{path}: trainable_tokens_delta", shape, found)
@@ -947,7 +997,9 @@ def choose(logits, temperature, top_p, dice) -> list[int]:
     if temperature <= 0:
         return logits.argmax(-1).tolist()
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
-    p[p.cumsum(-1) - p >= top_p] = 0  # the likeliest stays, whatever top_p
+    cut = p.cumsum(-1) - p >= top_p
+    cut[:, 0] = False  # the likeliest stays, whatever top_p
+    p[cut] = 0
     return order.gather(1, torch.multinomial(p, 1, generator=dice))[:, 0].tolist()
 
 
@@ -960,7 +1012,7 @@ def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=25
     def flush(batch):
         asked = [(ids, clips) for _, ids, clips in batch if not isinstance(ids, BadInput)]
         prompts, sounds = ([pair[i] for pair in asked] for i in (0, 1))
-        new = iter(net.generate(prompts, sounds, max_new_tokens, **how))
+        new = iter(net.generate(prompts, sounds, max_new_tokens, **how) if prompts else [])
         for key, ids, _ in batch:
             failed = isinstance(ids, BadInput)
             yield key, ids if failed else net.tokenizer.decode(next(new)).strip()
@@ -1042,7 +1094,7 @@ def shard_files(dir: Path) -> dict[Path, list[str] | None]:
     """The files that hold the weights, each with the keys that the index promises in it."""
     index = dir / "model.safetensors.index.json"
     if not index.exists():
-        files = sorted(dir.glob("model*.safetensors"))
+        files = sorted(path for path in dir.glob("model*.safetensors") if path.is_file())
         if len(files) == 1:
             return {files[0]: None}
         old = (".bin", ".pt", ".pth", ".ckpt")
@@ -1050,12 +1102,15 @@ def shard_files(dir: Path) -> dict[Path, list[str] | None]:
         found = f"{pickles[0]}, a pickle, which is not read" if pickles else f"{len(files)} files"
         expect(False, dir, "model.safetensors or shards with an index", found)
     shards = {}
-    for key, name in read_json(index).get("weight_map", {}).items():
-        inside = isinstance(name, str) and Path(name).name == name
+    document = read_json(index)
+    names = document.get("weight_map") if isinstance(document, dict) else None
+    expect(isinstance(names, dict), f"{index}: weight_map", "names of files", f"{names!r:.60}")
+    for key, name in names.items():
+        inside = isinstance(name, str) and Path(name).name == name and name not in ("", "..")
         expect(inside, f"{index}: {key}", "a file in this folder", name)
         shards.setdefault(dir / name, []).append(key)
     for path in shards:
-        expect(path.exists(), dir, f"shard {path.name}, which the index names", "no such file")
+        expect(path.is_file(), dir, f"shard {path.name}, which the index names", "no such file")
     return shards
 
 
@@ -1118,7 +1173,7 @@ def base_of(run: Path) -> Path:
     """The folder of weights that an adapter was trained on: relative to it, or under weights/."""
     name = read_json(run / "adapter_config.json").get("base_model_name_or_path") or ""
     home = Path(__file__).parent / "weights"
-    tried = [run / name, Path(name), home / name, home / Path(name).name]
+    tried = [run / name, home.parent / name, Path(name), home / name, home / Path(name).name]
     found = [dir for dir in tried if name and (dir / "config.json").exists()]
     expect(found, f"{run}: base_model_name_or_path", "a folder of weights", repr(name))
     return found[0]
@@ -1134,11 +1189,19 @@ DECODER_TARGETS = (
 
 def check_adapter(adapter: dict, source):
     """Refuse kinds of adapters that this code does not compute."""
+    expect(isinstance(adapter, dict), source, "an adapter's fields", f"{adapter!r:.60}")
     only = {"peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False}
     for field, wanted in only.items():
         found = adapter.get(field, wanted)
         expect(found == wanted, f"{source}: {field}", wanted, found)
-    expect(isinstance(adapter.get("r", 8), int), f"{source}: r", "a number", adapter.get("r"))
+    for field in ("alora_invocation_tokens", "layer_replication"):
+        expect(not adapter.get(field), f"{source}: {field}", "none", adapter.get(field))
+    start = adapter.get("init_lora_weights", True)
+    plain = not re.match("pissa|olora|corda|loftq|lora_ga", str(start))  # they change the base
+    expect(plain, f"{source}: init_lora_weights", "a start that leaves the base alone", start)
+    ranks = [adapter.get("r", 8), *(adapter.get("rank_pattern") or {}).values()]
+    fine = all(type(rank) is int and rank > 0 for rank in ranks)
+    expect(fine, f"{source}: r", "whole numbers above 0", ranks)
 
 
 def in_module(path: str, name: str) -> bool:
@@ -1151,9 +1214,16 @@ def is_target(adapter: dict, *paths: str) -> bool:
     targets = adapter.get("target_modules") or []
     if isinstance(targets, str):
         meant = any(re.fullmatch(targets, path) for path in paths)
-        meant |= targets == "all-linear" and "lm_head" not in paths
+        meant |= targets == "all-linear"
     else:
         meant = any(path == t or path.endswith("." + t) for path in paths for t in targets)
+    others = [*(adapter.get("modules_to_save") or []), "lm_head" if targets == "all-linear" else ""]
+    left_out = adapter.get("exclude_modules") or []
+    if isinstance(left_out, str):
+        meant = meant and not any(re.fullmatch(left_out, path) for path in paths)
+    else:
+        others += left_out
+    meant = meant and not any(in_module(path, name) for path in paths for name in others if name)
     only = adapter.get("layers_to_transform")
     if meant and only is not None:
         layer = re.search(r"\.layers\.(\d+)\.", paths[0])

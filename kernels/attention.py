@@ -87,10 +87,10 @@ def attention(q, k, v, cu_q, cu_k, causal):
             f"attention: expected q (Tq, H, K) and k, v (Tk, G, K), "
             f"found {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    if q.shape[1] % k.shape[1]:
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: {q.shape[1]} heads cannot share {k.shape[1]} keys evenly")
     for name, cu, rows in (("cu_q", cu_q, len(q)), ("cu_k", cu_k, len(k))):
-        if cu.ndim != 1 or len(cu) != len(cu_q) or cu.dtype != torch.int32:
+        if cu.ndim != 1 or not 0 < len(cu) == len(cu_q) or cu.dtype != torch.int32:
             raise ValueError(f"attention: {name}: expected int32, one more than there are segments")
         bounds = cu.tolist() if cu.device.type == "cpu" else [0, rows]  # a GPU would have to wait
         if bounds[0] != 0 or bounds[-1] != rows or bounds != sorted(bounds):

@@ -50,7 +50,7 @@ def check(dtype=torch.float32) -> float:
     try:
         blocked = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         results = [onednn(x, w, b) for w in (weight, blocked) for b in (bias, None)]
-    except (AttributeError, RuntimeError):
+    except (AttributeError, RuntimeError, TypeError):  # missing, failing, or with other arguments
         return float("inf")
     off = [y.float() - expected for y in results[::2]]
     off += [y.float() - expected + bias.float() for y in results[1::2]]
@@ -67,9 +67,11 @@ def repack(weight):
 
 def linear(x, weight, bias=None, blocked=None):
     """The public face. `blocked` is repack(weight), read instead of it when x has few rows."""
-    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    fast = x.device.type == "cpu" and chosen() == "cpu" and x.dtype == weight.dtype and not learning
-    if not fast or x.ndim != 2 or len(x) == 0 or not usable(x.dtype):
+    given = [x, weight] if bias is None else [x, weight, bias]
+    learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    plain = all(t.device.type == "cpu" and t.dtype == x.dtype for t in given) and x.numel() > 0
+    plain = plain and x.ndim == 2 and all(t.is_contiguous() for t in given[1:])
+    if learning or not plain or chosen() != "cpu" or not usable(x.dtype):
         return linear_ref(x, weight, bias)
     if blocked is not None and len(x) <= FEW:
         weight = blocked

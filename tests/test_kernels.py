@@ -100,15 +100,18 @@ def test_attention_of_any_heads(heads, size, causal):
     assert off(attention(*given, causal), written_out(*given, causal)) <= 2e-6
 
 
-@pytest.mark.parametrize("past", [0, 1, 40, 300])
+@pytest.mark.parametrize("past", [-599, -300, -254, 0, 1, 40, 300])
 @pytest.mark.parametrize("new", [255, 256, 257, 600])
 def test_long_causal_segments_in_blocks_of_queries(new, past):
-    """Behind a cached past the queries are taken some hundred at a time; no seam may show."""
+    """Behind a cached past the queries are taken some hundred at a time; no seam may show. With
+    keys missing instead (past < 0), the first queries see nothing."""
+    past = max(past, -new)
     q, k, v, cu_q, cu_k = given = packed([(new, new + past)], 2, 1)
     scores = torch.einsum("qhd,kd->hqk", q.double(), k[:, 0].double()) / 8**0.5
     ahead = torch.ones(new, new + past).triu(past + 1).bool()
-    expected = scores.masked_fill(ahead, -torch.inf).softmax(-1) @ v[:, 0].double()
-    assert off(attention(*given, True), expected.transpose(0, 1)) <= 2e-6
+    weights = scores.masked_fill(ahead, -torch.inf).softmax(-1).nan_to_num(0)
+    expected = (weights @ v[:, 0].double()).transpose(0, 1)
+    assert off(attention(*given, True), expected) <= 2e-6
 
 
 def test_rows_without_a_key_are_zero():
@@ -246,6 +249,13 @@ def test_attention_never_makes_a_mask_over_the_row(causal, past):
     assert seen.elements >= o.numel()
     assert seen.elements <= 20 * (4 * 256 * (500 + past))  # a block of queries of each segment
     assert seen.elements < len(given[0]) * len(given[1]) / 4
+
+
+def test_a_long_prompt_behind_a_long_past_makes_no_mask_over_both():
+    given = packed([(3000, 6000)], 4, 2)
+    with Largest() as seen:
+        attention(*given, True)
+    assert seen.elements <= 4 * 256 * 6000 < 3000 * 6000 / 2
 
 
 def test_the_measure_sees_a_mask():

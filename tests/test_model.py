@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 import model
 from model import BadInput, Cache, Config, Perceiver, PolyAudio, answer_all, canonical, choose
 from prepare import Tokenizer, log_mels, train_bpe
-
 from tests.checkpoints import (
     HEARS,
     SECONDS,
@@ -614,11 +613,10 @@ PERCEIVER = {"kind": "perceiver", "slots": 8, "layers": 2, "heads": 4}
 def perceiver(load):
     """A network of our own kind, of AF3's shape, as random as the others."""
     raw = copy.deepcopy(load("af3").net.config.raw) | {"model_type": "polyaudio"}
-    dice = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
     net = PolyAudio(Config.from_dict({**raw, "resampler": PERCEIVER})).requires_grad_(False).eval()
     for parameter in net.parameters():
-        noise = torch.randn(parameter.shape, generator=dice)
-        parameter += 0.2 * noise / parameter[0].numel() ** 0.5
+        parameter += 0.2 * torch.randn_like(parameter) / parameter[0].numel() ** 0.5
     return net
 
 
@@ -655,10 +653,14 @@ def test_the_slots_differ_from_each_other(perceiver):
     assert apart.min() > 0.01
 
 
+AUDIO_OF_EIGHT = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+
+
 def test_the_perceivers_gradient_is_that_of_differences():
     torch.manual_seed(0)
-    shape = Config.from_dict({"model_type": "polyaudio", "audio_config": AUDIO_OF_EIGHT}).encoder
-    net = Perceiver(shape, 6, {"slots": 2, "layers": 2, "heads": 2}).double()
+    ours = {"slots": 2, "layers": 2, "heads": 2}
+    raw = {"model_type": "polyaudio", "audio_config": AUDIO_OF_EIGHT, "resampler": ours}
+    net = Perceiver(Config.from_dict(raw).encoder, 6, ours).double()
     x = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     names = dict(net.named_parameters())
 
@@ -667,9 +669,6 @@ def test_the_perceivers_gradient_is_that_of_differences():
         return torch.func.functional_call(net, given, (x, [4, 3]))[0]
 
     assert torch.autograd.gradcheck(run, (x, net.queries))
-
-
-AUDIO_OF_EIGHT = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
 
 
 def test_learning_reaches_queries_and_encoder(perceiver):
@@ -694,7 +693,7 @@ def test_a_perceiver_saved_and_read_again_is_the_same(perceiver, tmp_path):
 
 
 def test_a_clip_too_short_for_the_perceiver_does_not_shift_the_others(perceiver):
-    """Before the check, such a clip's slots would have taken the next one's places."""
+    """It counts as no slot, yet the queries would make eight of it, in the places of the next."""
     short, clip = np.zeros(100, np.float32), waves((0.3,))[0]
     with pytest.raises(BadInput):
         perceiver.logits(eights([clip]), [short, clip])
@@ -777,6 +776,20 @@ def test_a_conversation_goes_on_in_its_cache(af3, name):
         last = net.generate(third, clips, 6, cache=cache)
     assert last == net.generate(third, clips, 6)
     assert (tokens[0], windows) == (6, [])
+
+
+def test_the_rows_of_a_cache_go_on_independently(af3):
+    """One row goes on, one begins anew, one is asked again."""
+    net = af3.net
+    cache = Cache(net.config.decoder, 3, 400, net.lm_head.weight)
+    prompts, clips = [TALK, text(20), text(9, seed=1)], [[A, B], [], []]
+    first = net.generate(prompts, clips, 4, cache=cache)
+    prompts = [[*TALK, *first[0], *text(3)], interleave([C], seed=8), prompts[2]]
+    clips = [[A, B], [C], []]
+    with reading(net) as tokens:
+        second = net.generate(prompts, clips, 4, cache=cache)
+    assert tokens[0] == 1 + 3 + len(prompts[1]) + 1
+    assert second == [net.generate(*row, 4) for row in zip(prompts, clips)]
 
 
 def test_a_cache_that_is_too_small_says_so_and_can_be_used_again(af3):
