@@ -46,9 +46,9 @@ from prepare import (
     log_mels,
     n_frames,
     n_slots,
+    note,
     read_json,
     split_windows,
-    warn,
     write_json,
 )
 
@@ -557,8 +557,7 @@ class Decoder(nn.Module):
 # ------------------------------------------------------------------------------------------------
 # The whole network.
 
-ENCODER_FRAMES = 60_000  # frames (10 minutes) that the encoder takes at a time when not learning
-SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+ENCODER_FRAMES = 60_000  # frames (10 minutes) that the encoder takes at a time
 
 
 class PolyAudio(nn.Module):
@@ -804,24 +803,23 @@ class PolyAudio(nn.Module):
         """Write a plain checkpoint, adapters folded in, that transformers loads unchanged."""
         dir = Path(dir)
         dir.mkdir(parents=True, exist_ok=True)
-        shards, sizes = [[]], [0]
-        parameters = self.base_parameters()
-        for name, tensor in parameters.items():
-            if sizes[-1] and sizes[-1] + tensor.nbytes > shard_bytes:
-                shards.append([])
-                sizes.append(0)
-            shards[-1].append(name)
-            sizes[-1] += tensor.nbytes
-        weight_map, text_only = {}, self.config.encoder is None
-        for i, names in enumerate(shards, 1):
+        parameters, text_only = self.base_parameters(), self.config.encoder is None
+        names, sizes = list(parameters), [p.nbytes for p in parameters.values()]
+        shards = [names[part] for part in batches(sizes, shard_bytes)]
+        weight_map = {}
+        for i, shard in enumerate(shards, 1):
             part = f"-{i:05}-of-{len(shards):05}" if shards[1:] else ""
-            file = f"model{part}.safetensors"
-            tensors = {hub_name(name, text_only): self.folded(name) for name in names}
-            write_tensors(dir / file, tensors)
-            weight_map |= dict.fromkeys(tensors, file)
+            tensors = {hub_name(name, text_only): self.folded(name) for name in shard}
+            write_tensors(dir / f"model{part}.safetensors", tensors)
+            weight_map |= dict.fromkeys(tensors, f"model{part}.safetensors")
+        index = dir / "model.safetensors.index.json"
         if shards[1:]:
-            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-            write_json(dir / "model.safetensors.index.json", index)
+            write_json(index, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
+        else:
+            index.unlink(missing_ok=True)
+        for path in dir.glob("model*.safetensors"):  # of a checkpoint that lay here before
+            if path.name not in weight_map.values():
+                path.unlink()
         for name in COMPANIONS:
             if self.dir and (self.dir / name).exists() and self.dir.resolve() != dir.resolve():
                 shutil.copyfile(self.dir / name, dir / name)
@@ -834,16 +832,10 @@ class PolyAudio(nn.Module):
         if self.layout != "native":
             config["layout"] = self.layout
         write_json(dir / "config.json", config)
-        for path in [*dir.glob("model*.safetensors"), dir / "model.safetensors.index.json"]:
-            stale = (
-                path.name not in weight_map.values() if path.suffix != ".json" else not shards[1:]
-            )
-            if stale:  # of a checkpoint that lay here before
-                path.unlink(missing_ok=True)
 
     def base_parameters(self) -> dict:
         """The checkpoint's own parameters by name, no adapter's. A head that is the embeddings is
-        left out where transformers ties it, which is in text models, as long as nothing adapts it."""
+        left out where transformers ties it: in text models, as long as nothing adapts it."""
         found = {name: p for name, p in self.named_parameters() if ".lora_" not in name}
         if self.config.encoder or self.lm_head.lora_A is not None:
             found["lm_head.weight"] = self.lm_head.weight
@@ -874,14 +866,13 @@ class PolyAudio(nn.Module):
         if rows:
             adapter["trainable_token_indices"] = {"embed_tokens": list(rows)}
             self.language_model.embed_tokens.replace(list(rows))
-        self.requires_grad_(False)
-        found = 0
-        for name, layer in modules_of(self, Linear).items():
-            if is_target(adapter, peft_name(name, self.config.encoder is None)):
-                rank, scale = rank_and_scale(adapter, peft_name(name, self.config.encoder is None))
-                layer.attach(rank, scale, dropout)
-                found += 1
+        paths = {
+            peft_name(n, not self.config.encoder): m for n, m in modules_of(self, Linear).items()
+        }
+        found = [path for path in paths if is_target(adapter["target_modules"], path)]
         expect(found, "LoRA: target_modules", "layers of this network", adapter["target_modules"])
+        for path in found:
+            paths[path].attach(*rank_and_scale(adapter, path), dropout)
         self.adapter = adapter
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".lora_" in name)
@@ -908,9 +899,7 @@ class PolyAudio(nn.Module):
         if self.dir:
             base = os.path.relpath(self.dir.resolve(), dir.resolve())
             adapter["base_model_name_or_path"] = base
-        if (
-            self.layout != "native"
-        ):  # a field that PEFT does not know, and passes over with a warning
+        if self.layout != "native":  # PEFT does not know the field and passes over it, warning
             adapter["layout"] = self.layout
         write_json(dir / "adapter_config.json", adapter)
 
@@ -946,11 +935,7 @@ class PolyAudio(nn.Module):
             expect(shapes == found, f"{path}: {name}: A and B", shapes, found)
             layer.attach(rank, scale, adapter.get("lora_dropout", 0.0))
             layer.lora_A, layer.lora_B = (nn.Parameter(pair[x].contiguous(), False) for x in "AB")
-        idle = sum(
-            is_target(adapter, peft_name(n, text_only), n) for n in layers if n not in halves
-        )
-        if idle and halves:
-            warn(f"{dir}: its config aims at {idle} more layers than its file has weights for")
+        note(f"{dir}: an adapter on {len(halves)} of {len(layers)} layers")
         self.adapter = adapter
         self.layout = adapter.get("layout", self.layout)
 
@@ -996,7 +981,8 @@ def choose(logits, temperature, top_p, dice) -> list[int]:
     """One token for each row of logits (B, V)."""
     if temperature <= 0:
         return logits.argmax(-1).tolist()
-    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+    p, order = logits.softmax(-1).sort(descending=True)
     cut = p.cumsum(-1) - p >= top_p
     cut[:, 0] = False  # the likeliest stays, whatever top_p
     p[cut] = 0
@@ -1166,7 +1152,10 @@ def assign(net, name, tensor, source, device=None, dtype=None):
         raise BadInput(f"{source}: this network has no such tensor") from None
     expect(old.shape == tensor.shape, source, tuple(old.shape), tuple(tensor.shape))
     value = tensor.to(device=device, dtype=dtype)
-    setattr(net.get_submodule(module), field, nn.Parameter(value, requires_grad=False))
+    owner = net.get_submodule(module)
+    setattr(owner, field, nn.Parameter(value, requires_grad=False))
+    if isinstance(owner, Linear):
+        owner.blocked = None  # it was laid out from the old weight
 
 
 def base_of(run: Path) -> Path:
@@ -1208,27 +1197,13 @@ def in_module(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name) or f".{name}." in f".{path}."
 
 
-def is_target(adapter: dict, *paths: str) -> bool:
-    """Whether target_modules means the layer with any of these paths: a string is a regex for all
-    of the path, a list holds ends of paths. layers_to_transform narrows it to some layers."""
-    targets = adapter.get("target_modules") or []
+def is_target(targets, path: str) -> bool:
+    """Whether a layer is meant: by a regex for all of its path, or by one of the paths' ends."""
+    if targets == "all-linear":
+        return path != "lm_head"
     if isinstance(targets, str):
-        meant = any(re.fullmatch(targets, path) for path in paths)
-        meant |= targets == "all-linear"
-    else:
-        meant = any(path == t or path.endswith("." + t) for path in paths for t in targets)
-    others = [*(adapter.get("modules_to_save") or []), "lm_head" if targets == "all-linear" else ""]
-    left_out = adapter.get("exclude_modules") or []
-    if isinstance(left_out, str):
-        meant = meant and not any(re.fullmatch(left_out, path) for path in paths)
-    else:
-        others += left_out
-    meant = meant and not any(in_module(path, name) for path in paths for name in others if name)
-    only = adapter.get("layers_to_transform")
-    if meant and only is not None:
-        layer = re.search(r"\.layers\.(\d+)\.", paths[0])
-        meant = bool(layer) and int(layer[1]) in ([only] if isinstance(only, int) else only)
-    return meant
+        return bool(re.fullmatch(targets, path))
+    return any(path == target or path.endswith("." + target) for target in targets)
 
 
 def rank_and_scale(adapter: dict, *paths: str) -> tuple[int, float]:
@@ -1267,7 +1242,7 @@ def free_memory() -> int:
 def auto_dtype(device, parameters: int, held: torch.dtype) -> torch.dtype:
     if torch.device(device).type == "cuda":
         return torch.bfloat16
-    if held == torch.float32 or parameters * SIZES[torch.float32] > 0.9 * free_memory():
+    if held == torch.float32 or parameters * 4 > 0.9 * free_memory():
         return held
     return torch.float32
 

@@ -20,7 +20,6 @@ This file imports nothing of ours. Everything else imports it.
 import argparse
 import codecs
 import heapq
-import io
 import json
 import math
 import re
@@ -232,8 +231,8 @@ def read_block(file, first, size) -> np.ndarray:
 
 def promised_bytes(file) -> tuple[int, int]:
     """What the header of a wav or aiff says of its data, and what the file has: libsndfile corrects
-    a false length by itself, and only its log tells. (0, 0) where they agree, and for a wav that was
-    written to a pipe, which cannot go back to fill in its length and says 'about 4 GB'."""
+    a false length by itself, and only its log tells. (0, 0) where they agree, and for a wav that
+    was written to a pipe, which cannot go back to fill in its length and says 'about 4 GB'."""
     log = re.search(
         r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
     )
@@ -848,8 +847,8 @@ def check_fits(tokens: int, n_slots, context: int, reserve: int = 0):
     text = tokens + reserve - sum(n_slots)
     slots = max(n_slots)
     raise BadInput(
-        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = floor((L - T) / K)"
-        f" = floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
+        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = "
+        f"floor((L - T) / K) = floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
     )
 
 
@@ -950,7 +949,7 @@ def remap_gold(value, new: dict, key=None):
 NOUN = r"(?:audio|clip|sound|recording|track|segment|sample|file)"
 AND = r"(?:\s*(?:->|→|&|/|<|>)\s*|,?\s+(?:and|or|vs\.?|versus|with)\s+)"
 UNITS = r"\s+(?:k?hz|db|m?s|sec|min|(?!sounds\b|plays\b|has\b)\w{3,}s)\b"
-WHOLE = rf"(?!\d|[.:]\d|\s*[-–]\s*\d|\w)"  # the number ends here, and is not "2.5" or "1-3"
+WHOLE = r"(?!\d|[.:]\d|\s*[-–]\s*\d|\w)"  # the number ends here, and is not "2.5" or "1-3"
 LIST = rf"\d+(?:{AND}\d+{WHOLE}(?!{UNITS}))*{WHOLE}"
 LONG_LIST = rf"\d+(?:(?:{AND}|\s*,\s*)\d+{WHOLE}(?!{UNITS}))*{WHOLE}"
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()

@@ -73,6 +73,6 @@ def linear(x, weight, bias=None, blocked=None):
     plain = plain and x.ndim == 2 and all(t.is_contiguous() for t in given[1:])
     if learning or not plain or chosen() != "cpu" or not usable(x.dtype):
         return linear_ref(x, weight, bias)
-    if blocked is not None and len(x) <= FEW:
+    if blocked is not None and blocked.dtype == x.dtype and len(x) <= FEW:
         weight = blocked
     return onednn(x.contiguous(), weight, bias)

@@ -250,7 +250,8 @@ def compare(name, dtype, rounds):
     rate = DECODER * DTYPES[dtype].itemsize / found["read"][0] / 1e9
     others = max(f[1] for f in found.values())
     print(
-        f"{name:8}{dtype:5}{mine / scale * 1e3:9.1f}{other / scale * 1e3:10.1f} ms{other / mine:8.2f}x"
+        f"{name:8}{dtype:5}{mine / scale * 1e3:9.1f}{other / scale * 1e3:10.1f} ms"
+        f"{other / mine:8.2f}x"
         f"  must {must}, aim {aim}; {parity}; product {flops:.0f} GFLOP/s, read {rate:.0f} GB/s; "
         f"others {others:.2f}",
         flush=True,
@@ -382,7 +383,8 @@ def main():
         return
     checkpoint()
     print(
-        f"{'':13}{'ours':>9}{'theirs':>10}   {'ratio':>8}   {args.threads} threads, torch {torch.__version__}"
+        f"{'':13}{'ours':>9}{'theirs':>10}   {'ratio':>8}"
+        f"   {args.threads} threads, torch {torch.__version__}"
     )
     for name in args.what:
         if name == "load":

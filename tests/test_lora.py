@@ -224,19 +224,17 @@ def test_other_spellings_of_the_keys_mean_the_same(af3, case, rename, tmp_path):
     assert torch.equal(ask(PolyAudio.from_dir(af3.dir, adapter=tmp_path), af3), expected)
 
 
-def test_a_list_attaches_only_where_the_file_has_weights(af3, tmp_path, capsys):
+def test_a_list_attaches_only_where_the_file_has_weights(af3, tmp_path, monkeypatch):
     """Names such as q_proj fit the tower, too. Adapters exist whose list is meant for the decoder
     alone, and whose file says so: there are no weights for the tower in it."""
     seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     adapted = theirs(af3, tmp_path, target_modules=seven, exclude_modules=r".*audio_tower.*")
     expected = ask_them(adapted, af3)
     edit_config(tmp_path, exclude_modules=None)
-    capsys.readouterr()
+    notes = []
+    monkeypatch.setattr("model.note", notes.append)
     net = PolyAudio.from_dir(af3.dir, adapter=tmp_path)
-    warned = capsys.readouterr().err
-    assert warned.startswith("warning: ")
-    assert warned.count("\n") == 1
-    assert " 6 " in warned, "two layers of the tower, q, k and v of each"
+    assert notes == [f"{tmp_path}: an adapter on 21 of 36 layers"], "seven of each decoder layer"
     assert apart(ask(net, af3), expected) < CLOSE
     assert not any("audio_tower" in name for name, _ in net.named_parameters() if ".lora_" in name)
 
@@ -456,7 +454,9 @@ def test_a_run_that_we_wrote_finds_its_base_from_anywhere(af3, tmp_path, monkeyp
     shake(net.named_parameters())
     net.save_adapter("runs/one")
     monkeypatch.chdir("/")
-    assert torch.equal(ask(PolyAudio.from_dir(tmp_path / "runs" / "one"), af3), ask(net, af3))
+    net.save_adapter(tmp_path / "runs" / "two")  # its base lies where it lay
+    for run in ("one", "two"):
+        assert torch.equal(ask(PolyAudio.from_dir(tmp_path / "runs" / run), af3), ask(net, af3))
 
 
 @pytest.mark.parametrize("name", ["../absent", "somebody/absent", "", None])
@@ -595,6 +595,21 @@ def test_trained_rows_of_the_head_alone_are_refused(af3, rows, tmp_path):
     assert "lm_head" in refused(af3, tmp_path)
 
 
+@pytest.mark.parametrize("ids", [[1001, 99_999], [1001, -1], [1001, 1001], ["a", "b"], [1.5, 2]])
+def test_trained_rows_of_impossible_tokens_are_refused(af3, ids, tmp_path):
+    theirs(af3, tmp_path, target_modules=["q_proj"], trainable_token_indices=ROWS)
+    edit_config(tmp_path, trainable_token_indices=ids)
+    assert "trainable_token" in refused(af3, tmp_path)
+
+
+def test_trained_rows_go_where_their_key_says(af3, tmp_path):
+    """A file whose rows are the head's, beside a config that does not say of what they are."""
+    theirs(af3, tmp_path, target_modules=["q_proj"], trainable_token_indices=ROWS)
+    table, head = DELTA.format("model.language_model.embed_tokens"), DELTA.format("lm_head")
+    edit_tensors(tmp_path, lambda t: t.update({head: t.pop(table)}))
+    assert "lm_head" in refused(af3, tmp_path)
+
+
 class Bomb:
     """Unpickling this makes a folder, so that a test can tell whether anyone did."""
 
@@ -619,6 +634,13 @@ def test_a_pickle_is_never_opened(af3, good, name, tmp_path):
 def test_a_config_that_is_none_is_refused(af3, good, data):
     (good / "adapter_config.json").write_bytes(data)
     assert "adapter_config.json" in refused(af3, good)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"3", b'{"base_model_name_or_path": 3}'])
+def test_a_run_whose_config_is_none_is_refused(af3, good, data):
+    (good / "adapter_config.json").write_bytes(data)
+    with pytest.raises(BadInput, match=str(good)):
+        PolyAudio.from_dir(good)
 
 
 def test_an_adapter_with_a_part_missing_is_refused(af3, good, tmp_path):

@@ -535,6 +535,22 @@ def test_a_tied_text_model_shares_one_matrix(tmp_path):
     assert distance(base.logits, base.expected) < CLOSE
 
 
+def test_a_tied_text_model_whose_file_repeats_the_matrix_shares_it_too(tmp_path):
+    """Some releases of small Qwen models hold it twice. transformers ties what is equal; it matters
+    as soon as rows of the one are trained and the other should follow."""
+    base = build("qwen2", tmp_path / "base", tie_word_embeddings=True)
+
+    def repeat(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    dir = rewrite(base.dir, tmp_path / "twice", edit=repeat)
+    theirs = Qwen2ForCausalLM.from_pretrained(dir)
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    net = PolyAudio.from_dir(dir)
+    assert net.lm_head.weight is net.language_model.embed_tokens.weight
+    assert torch.equal(ask(dir, base), base.logits)
+
+
 def test_a_config_that_ties_does_not_overrule_a_head_in_the_file(base, tmp_path):
     """transformers, too, keeps both where both are there and differ."""
     dir = rewrite(base.dir, tmp_path)
@@ -903,6 +919,13 @@ NO_CONFIG = {
     "a type that is no string": b'{"model_type": ["audioflamingo3"]}',
     "a decoder that is no section": b'{"model_type": "audioflamingo3", "text_config": "qwen2"}',
     "a perceiver of unknown size": b'{"model_type": "polyaudio"}',
+    "a resampler that is no section": b'{"model_type": "polyaudio", "resampler": "perceiver"}',
+    "a width that is no number": b'{"model_type": "qwen2", "hidden_size": "64"}',
+    "a number of layers that is no number": b'{"model_type": "qwen2", "num_hidden_layers": "3"}',
+    "no heads": b'{"model_type": "qwen2", "num_attention_heads": 0}',
+    "heads that do not divide the width": (
+        b'{"model_type": "audioflamingo3", "audio_config": {"num_attention_heads": 7}}'
+    ),
     "a resampler of unknown kind": b'{"model_type": "audioflamingo3", "resampler": {"kind": "x"}}',
 }
 
@@ -911,6 +934,15 @@ NO_CONFIG = {
 def test_a_config_that_is_none_is_refused(one, case):
     (one / "config.json").write_bytes(NO_CONFIG[case])
     assert "config.json" in refused(one)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_generation_config_that_is_none_is_refused(one, text):
+    """It is read when the first answer is asked for."""
+    (one / "generation_config.json").write_text(text)
+    net = PolyAudio.from_dir(one)
+    with pytest.raises(BadInput, match=r"generation_config\.json"):
+        net.stops  # noqa: B018
 
 
 @pytest.mark.parametrize("section", ["text_config", "audio_config"])
