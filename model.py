@@ -792,7 +792,7 @@ class PolyAudio(nn.Module):
         config = Config.from_dir(dir)
         with torch.device("meta"):
             net = cls(config)
-        net.dir = dir
+        net.dir = dir.resolve()  # the program may go elsewhere
         load_weights(net, dir, device, dtype)
         net.requires_grad_(False).eval()
         if adapter is not None:
@@ -879,7 +879,7 @@ class PolyAudio(nn.Module):
 
     def save_adapter(self, dir):
         """Write what was trained, and only that, as PEFT reads it."""
-        dir, text_only = Path(dir), self.config.encoder is None
+        dir, text_only = Path(dir).resolve(), self.config.encoder is None
         dir.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, parameter in self.named_parameters():
@@ -897,8 +897,7 @@ class PolyAudio(nn.Module):
         write_tensors(dir / "adapter_model.safetensors", tensors)
         adapter = dict(self.adapter)
         if self.dir:
-            base = os.path.relpath(self.dir.resolve(), dir.resolve())
-            adapter["base_model_name_or_path"] = base
+            adapter["base_model_name_or_path"] = os.path.relpath(self.dir, dir)
         if self.layout != "native":  # PEFT does not know the field and passes over it, warning
             adapter["layout"] = self.layout
         write_json(dir / "adapter_config.json", adapter)
@@ -922,6 +921,8 @@ class PolyAudio(nn.Module):
                 if half := re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name):
                     halves.setdefault(half[1], {})[half[2]] = tensor.float()
                 elif "trainable_tokens_delta" in name:
+                    table = name.startswith("language_model.embed_tokens")
+                    expect(table, f"{path}: {key}", "rows of embed_tokens", "others")
                     self.load_rows(path, adapter, tensor)
                 else:
                     assign(self, name, tensor.to(self.dtype), f"{path}: {key}")
@@ -946,6 +947,9 @@ class PolyAudio(nn.Module):
         others = set(named) - {"embed_tokens"}
         expect(not others, f"{path}: trainable_token_indices", "embed_tokens", sorted(others))
         ids = named.get("embed_tokens", [])
+        fine = all(type(id) is int and 0 <= id < self.config.decoder.vocab for id in ids)
+        fine = fine and len(set(ids)) == len(ids)
+        expect(fine, f"{path}: trainable_token_indices", "tokens, each once", f"{ids!r:.60}")
         table = self.language_model.embed_tokens
         shape, found = (len(ids), table.weight.shape[1]), tuple(rows.shape)
         expect(shape == found, f"{path}: trainable_tokens_delta", shape, found)
@@ -1160,7 +1164,9 @@ def assign(net, name, tensor, source, device=None, dtype=None):
 
 def base_of(run: Path) -> Path:
     """The folder of weights that an adapter was trained on: relative to it, or under weights/."""
-    name = read_json(run / "adapter_config.json").get("base_model_name_or_path") or ""
+    adapter = read_json(run / "adapter_config.json")
+    check_adapter(adapter, run / "adapter_config.json")
+    name = str(adapter.get("base_model_name_or_path") or "")
     home = Path(__file__).parent / "weights"
     tried = [run / name, home.parent / name, Path(name), home / name, home / Path(name).name]
     found = [dir for dir in tried if name and (dir / "config.json").exists()]

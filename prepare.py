@@ -846,9 +846,10 @@ def check_fits(tokens: int, n_slots, context: int, reserve: int = 0):
     expect(n_slots, "prompt", f"at most {context} tokens with the answer's", tokens + reserve)
     text = tokens + reserve - sum(n_slots)
     slots = max(n_slots)
+    fit = f"floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
     raise BadInput(
-        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: N_max = "
-        f"floor((L - T) / K) = floor(({context} - {text}) / {slots}) = {clips_that_fit(context, text, slots)}"
+        f"prompt: {len(n_slots)} clips of up to {slots} slots do not fit: "
+        f"N_max = floor((L - T) / K) = {fit}"
     )
 
 
