@@ -125,7 +125,7 @@ class Config:
         resampler, audio_token, max_seconds = BASES[kind]
         audio, text = raw.get("audio_config") or {}, raw.get("text_config") or {}
         text = text if resampler else raw
-        for section in (audio, text):
+        for section in (audio, text, raw.get("resampler") or {}):
             expect(isinstance(section, dict), source, "sections of fields", f"{section!r:.60}")
         resampler = {"kind": resampler, **(raw.get("resampler") or {})}
         fine = resampler["kind"] != "perceiver" or type(resampler.get("slots")) is int
@@ -141,14 +141,15 @@ class Config:
                 found = section.get(field, wanted)
                 expect(found == wanted, f"{source}: {name}{field}", wanted, found)
         qwen3 = "qwen3" in (kind, text.get("model_type"))
-        decoder = read_fields(DECODER_FIELDS, text)
+        encoder = read_fields(ENCODER_FIELDS, audio, source) if resampler["kind"] else None
+        decoder = read_fields(DECODER_FIELDS, text, source)
         decoder.head_size = decoder.head_size or (128 if qwen3 else decoder.width // decoder.heads)
         decoder.qkv_bias = text.get("attention_bias", False) if qwen3 else True  # Qwen2 has biases,
         decoder.qk_norm = qwen3  # Qwen3 normalises every head instead
         return cls(
             raw=raw,
             kind=kind,
-            encoder=read_fields(ENCODER_FIELDS, audio) if resampler["kind"] else None,
+            encoder=encoder,
             decoder=decoder,
             resampler=resampler,
             audio_token=raw.get("audio_token_id", raw.get("audio_token_index", audio_token)),
@@ -158,12 +159,16 @@ class Config:
         )
 
 
-def read_fields(table: dict, section: dict) -> SimpleNamespace:
+def read_fields(table: dict, section: dict, source) -> SimpleNamespace:
     """Each field by the first of its names that the section holds, or its default."""
     found = {}
     for field, (default, *names) in table.items():
-        values = (section[name] for name in names if section.get(name) is not None)
-        found[field] = next(values, default)
+        name = next((name for name in names if section.get(name) is not None), None)
+        found[field] = default if name is None else section[name]
+        fine = name is None or (type(found[field]) in (int, float) and found[field] > 0)
+        expect(fine, f"{source}: {name}", "a number above 0", repr(found[field]))
+    even = found["width"] % found["heads"] == 0 or found.get("head_size")
+    expect(even, f"{source}: heads", f"divisors of the width {found['width']}", found["heads"])
     return SimpleNamespace(**found)
 
 
@@ -589,7 +594,9 @@ class PolyAudio(nn.Module):
     def stops(self) -> list[int]:
         """Ids that end an answer, as the checkpoint's generation_config says."""
         path = self.dir / "generation_config.json" if self.dir else None
-        found = read_json(path).get("eos_token_id") if path and path.exists() else None
+        made = read_json(path) if path and path.exists() else {}
+        expect(isinstance(made, dict), path, "an object of fields", f"{made!r:.60}")
+        found = made.get("eos_token_id")
         text = self.config.raw.get("text_config", self.config.raw)
         found = text.get("eos_token_id") if found is None else found
         return [] if found is None else [found] if isinstance(found, int) else list(found)
@@ -909,6 +916,7 @@ class PolyAudio(nn.Module):
         path = dir / "adapter_model.safetensors"
         adapter = read_json(dir / "adapter_config.json")
         check_adapter(adapter, dir / "adapter_config.json")
+        expect(not self.adapter, dir, "a network without an adapter", "one that has one")
         expect(path.exists(), dir, "adapter_model.safetensors (a pickle is not read)", "none")
         text_only = self.config.encoder is None
         layers, halves = modules_of(self, Linear), {}
@@ -1143,8 +1151,10 @@ def load_weights(net: PolyAudio, dir: Path, device, dtype):
         tensor = shards[where[key]][0].get_tensor(key)
         expect(tensor.is_floating_point(), f"{where[key]}: {key}", "floating point", tensor.dtype)
         assign(net, name, tensor, f"{where[key]}: {key}", device, dtype)
-    if "lm_head.weight" not in table:
-        net.lm_head.weight = net.language_model.embed_tokens.weight
+    head, rows = net.lm_head.weight, net.language_model.embed_tokens.weight
+    repeated = net.config.may_tie and not net.config.encoder and not head.is_meta
+    if "lm_head.weight" not in table or (repeated and torch.equal(head, rows)):
+        net.lm_head.weight = rows
 
 
 def assign(net, name, tensor, source, device=None, dtype=None):

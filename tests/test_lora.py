@@ -247,6 +247,23 @@ def test_an_adapter_may_be_put_on_later(af3, tmp_path):
     assert not any(p.requires_grad for p in net.parameters()), "loading is not training"
 
 
+@pytest.mark.parametrize("merged", [False, True], ids=["as it is", "merged"])
+def test_a_second_adapter_never_mixes_with_the_first(af3, merged, tmp_path):
+    """It is refused, or it takes the first one's place; half of each would be a third one."""
+    theirs(af3, tmp_path / "first", target_modules=["v_proj"])
+    theirs(af3, tmp_path / "second", target_modules=["q_proj"])
+    expected = ask(PolyAudio.from_dir(af3.dir, adapter=tmp_path / "second"), af3)
+    net = PolyAudio.from_dir(af3.dir, adapter=tmp_path / "first")
+    if merged:
+        net.merge()
+    before = ask(net, af3)
+    try:
+        net.load_adapter(tmp_path / "second")
+    except BadInput:
+        expected = before
+    assert torch.equal(ask(net, af3), expected)
+
+
 # ------------------------------------------------------------------------------------------------
 # From us to PEFT.
 
@@ -787,12 +804,10 @@ def test_dropout_is_for_training_only(af3):
 @pytest.mark.parametrize("rank", [1, 16, 64])
 def test_af3_at_full_size_trains_this_many_parameters(rank):
     """Seven projections in each of 28 layers: 2,523,136 numbers for each unit of rank."""
-    with torch.device("meta"):
-        net = PolyAudio(Config.from_dict(AF3))
-    net.add_lora(rank=rank)
-    trained = [p for p in net.parameters() if p.requires_grad]
-    assert len(trained) == 28 * 7 * 2
-    assert sum(p.numel() for p in trained) == 2_523_136 * rank
-    net.add_lora(rank=rank, rows=[151652, 151653])
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    assert trained == 2_523_136 * rank + 2 * 3584
+    for rows in ([], [151652, 151653]):
+        with torch.device("meta"):
+            net = PolyAudio(Config.from_dict(AF3))
+        net.add_lora(rank=rank, rows=rows)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        assert len(trained) == 28 * 7 * 2 + bool(rows)
+        assert sum(p.numel() for p in trained) == 2_523_136 * rank + len(rows) * 3584

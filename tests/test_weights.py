@@ -32,7 +32,9 @@ from transformers import (
     AudioFlamingo3ForConditionalGeneration,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
@@ -234,6 +236,21 @@ def test_a_published_config_gives_the_numbers_that_no_shape_shows(name):
     assert {field: getattr(config.decoder, field) for field in NUMBERS[kind]} == NUMBERS[kind]
     assert config.encoder.heads == 20
     assert config.audio_token == {"af3": 151669, "qwen2_audio": 151646}[kind]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_what_a_config_leaves_out_has_the_value_that_transformers_gives_it(kind):
+    theirs = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[kind]()
+    ours = Config.from_dict({"model_type": kind}).decoder
+    found = (ours.width, ours.layers, ours.heads, ours.kv_heads, ours.ffn, ours.vocab)
+    assert found == (
+        theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads,
+        theirs.num_key_value_heads, theirs.intermediate_size, theirs.vocab_size,
+    )  # fmt: skip
+    assert ours.head_size == getattr(theirs, "head_dim", theirs.hidden_size // ours.heads)
+    assert ours.eps == theirs.rms_norm_eps
+    assert ours.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.context == theirs.max_position_embeddings
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
