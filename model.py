@@ -70,7 +70,7 @@ DECODER_FIELDS = {
     "width": (4096, "hidden_size"),
     "layers": (32, "num_hidden_layers"),
     "heads": (32, "num_attention_heads"),
-    "kv_heads": (32, "num_key_value_heads"),
+    "kv_heads": (None, "num_key_value_heads"),
     "head_size": (None, "head_dim"),
     "ffn": (22016, "intermediate_size"),
     "vocab": (151936, "vocab_size"),
@@ -143,6 +143,8 @@ class Config:
         qwen3 = "qwen3" in (kind, text.get("model_type"))
         encoder = read_fields(ENCODER_FIELDS, audio, source) if resampler["kind"] else None
         decoder = read_fields(DECODER_FIELDS, text, source)
+        shared = 32 if "num_key_value_heads" not in text else decoder.heads  # absent is not null
+        decoder.kv_heads = decoder.kv_heads or shared
         decoder.head_size = decoder.head_size or (128 if qwen3 else decoder.width // decoder.heads)
         decoder.qkv_bias = text.get("attention_bias", False) if qwen3 else True  # Qwen2 has biases,
         decoder.qk_norm = qwen3  # Qwen3 normalises every head instead
@@ -824,9 +826,10 @@ class PolyAudio(nn.Module):
             write_json(index, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
         else:
             index.unlink(missing_ok=True)
-        for path in dir.glob("model*.safetensors"):  # of a checkpoint that lay here before
+        old = [dir / "model.safetensors", *dir.glob("model-*-of-*.safetensors")]
+        for path in old:  # of a checkpoint that lay here before
             if path.name not in weight_map.values():
-                path.unlink()
+                path.unlink(missing_ok=True)
         for name in COMPANIONS:
             if self.dir and (self.dir / name).exists() and self.dir.resolve() != dir.resolve():
                 shutil.copyfile(self.dir / name, dir / name)
@@ -864,6 +867,7 @@ class PolyAudio(nn.Module):
     def add_lora(self, rank=16, alpha=32, targets=None, dropout=0.0, rows=(), rslora=False):
         """Attach a new adapter and leave nothing else trainable. targets: a regex or a list of
         names as PEFT takes them; rows: tokens (BOA, EOA) whose embeddings are trained too."""
+        expect(not self.adapter, "LoRA", "a network without an adapter", "one that has one")
         adapter = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha,
             "lora_dropout": dropout, "use_rslora": rslora, "bias": "none", "inference_mode": True,
@@ -902,7 +906,7 @@ class PolyAudio(nn.Module):
                 continue
             tensors["base_model.model." + key] = parameter.detach().contiguous()
         write_tensors(dir / "adapter_model.safetensors", tensors)
-        adapter = dict(self.adapter)
+        adapter = {k: v for k, v in self.adapter.items() if k != "layout"}
         if self.dir:
             adapter["base_model_name_or_path"] = os.path.relpath(self.dir, dir)
         if self.layout != "native":  # PEFT does not know the field and passes over it, warning
@@ -917,13 +921,15 @@ class PolyAudio(nn.Module):
         adapter = read_json(dir / "adapter_config.json")
         check_adapter(adapter, dir / "adapter_config.json")
         expect(not self.adapter, dir, "a network without an adapter", "one that has one")
-        expect(path.exists(), dir, "adapter_model.safetensors (a pickle is not read)", "none")
+        expect(path.is_file(), dir, "adapter_model.safetensors (a pickle is not read)", "none")
         text_only = self.config.encoder is None
         layers, halves = modules_of(self, Linear), {}
         with open_tensors(path) as file:
             expect(file.keys(), path, "an adapter's tensors", "none")
             for key in file.keys():
                 tensor = file.get_tensor(key).to(self.device)
+                floating = tensor.is_floating_point()
+                expect(floating, f"{path}: {key}", "floating point", tensor.dtype)
                 name = canonical(key.removeprefix("base_model.model."))
                 name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
                 if half := re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name):
@@ -1204,9 +1210,19 @@ def check_adapter(adapter: dict, source):
     start = adapter.get("init_lora_weights", True)
     plain = not re.match("pissa|olora|corda|loftq|lora_ga", str(start))  # they change the base
     expect(plain, f"{source}: init_lora_weights", "a start that leaves the base alone", start)
-    ranks = [adapter.get("r", 8), *(adapter.get("rank_pattern") or {}).values()]
+    patterns = [adapter.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
+    fine = all(isinstance(pattern, dict) for pattern in patterns)
+    expect(fine, f"{source}: rank_pattern", "numbers by pattern", patterns)
+    ranks = [adapter.get("r", 8), *patterns[0].values()]
     fine = all(type(rank) is int and rank > 0 for rank in ranks)
     expect(fine, f"{source}: r", "whole numbers above 0", ranks)
+    others = [adapter.get("lora_alpha", 8), adapter.get("lora_dropout", 0), *patterns[1].values()]
+    fine = all(type(number) in (int, float) for number in others)
+    expect(fine, f"{source}: lora_alpha, lora_dropout", "numbers", others)
+    try:
+        [re.compile(name) for pattern in patterns for name in pattern]
+    except re.error as error:
+        raise BadInput(f"{source}: rank_pattern: expected a regex, found {error}") from None
 
 
 def in_module(path: str, name: str) -> bool:

@@ -264,6 +264,13 @@ def test_a_second_adapter_never_mixes_with_the_first(af3, merged, tmp_path):
     assert torch.equal(ask(net, af3), expected)
 
 
+def test_a_second_new_adapter_is_refused(af3):
+    """The file would name one of them and hold both."""
+    net = ours(af3, targets=["v_proj"])
+    with pytest.raises(BadInput, match="without an adapter"):
+        net.add_lora(targets=["q_proj"])
+
+
 # ------------------------------------------------------------------------------------------------
 # From us to PEFT.
 
@@ -533,6 +540,9 @@ FIELDS = {  # changes to the config -> the words that the message must hold
     "a start that changes the base": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
     "another such start": ({"init_lora_weights": "olora"}, "init_lora_weights"),
     "no rank": ({"r": None}, "r: "),
+    "an alpha in words": ({"lora_alpha": "8"}, "lora_alpha"),
+    "patterns in a list": ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
+    "a pattern that is none": ({"rank_pattern": {"(": 4}}, "rank_pattern"),
     "rank zero": ({"r": 0}, "r: "),
     "another rank": ({"r": 8}, "_proj: "),
     "another rank somewhere": ({"rank_pattern": {"q_proj": 2}}, "q_proj"),

@@ -1161,3 +1161,12 @@ def test_the_files_on_disk_are_plain_safetensors(af3, tmp_path):
     PolyAudio.from_dir(af3.dir).save(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}, "transformers asks for it"
+
+
+def test_saving_leaves_files_of_other_names_alone(one, tmp_path):
+    (tmp_path / "model_of_mine.safetensors").write_bytes(b"mine")
+    net = PolyAudio.from_dir(one)
+    net.save(tmp_path, shard_bytes=100_000)
+    net.save(tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors*"))
+    assert names == ["model.safetensors", "model_of_mine.safetensors"]
