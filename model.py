@@ -18,6 +18,7 @@ There is no padding anywhere. All windows lie end to end in one row, all example
   B rows (examples)   N windows in the batch   F mel frames       M mel bins    S encoder positions
   Q slots             T decoder positions      E encoder width    D decoder width
   H heads             G kv heads               K head size        V vocabulary  R LoRA rank
+  L valid frames of a window, before the two of context; `rows` where it does not matter which
 """
 
 import math
@@ -25,7 +26,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from torch import nn
 import kernels
 from kernels import attention, linear
 from prepare import (
+    LAYOUTS,
     BadInput,
     Tokenizer,
     check_fits,
@@ -100,14 +102,14 @@ class Config:
     """Everything that shapes the network, and `raw`, the file as it was found."""
 
     raw: dict
-    kind: str
-    encoder: SimpleNamespace | None
-    decoder: SimpleNamespace
-    resampler: dict
-    audio_token: int | None
-    max_seconds: float
-    layout: str
-    may_tie: bool
+    kind: str  # one of BASES
+    encoder: SimpleNamespace | None  # ENCODER_FIELDS; None for a text model
+    decoder: SimpleNamespace  # DECODER_FIELDS and qkv_bias, qk_norm
+    resampler: dict  # kind, and a perceiver's slots, layers, heads
+    audio_token: int | None  # the id that a slot takes the place of
+    max_seconds: float  # of a clip that is heard
+    layout: str  # of its prompts, see prepare.py
+    may_tie: bool  # the head may be the embeddings, if the files hold no head
 
     @classmethod
     def from_dir(cls, dir) -> "Config":
@@ -128,13 +130,19 @@ class Config:
         for section in (audio, text, raw.get("resampler") or {}):
             expect(isinstance(section, dict), source, "sections of fields", f"{section!r:.60}")
         resampler = {"kind": resampler, **(raw.get("resampler") or {})}
-        fine = resampler["kind"] != "perceiver" or type(resampler.get("slots")) is int
+        slots = resampler.get("slots")
+        fine = resampler["kind"] != "perceiver" or (type(slots) is int and slots > 0)
         fine = fine and resampler["kind"] in (*RESAMPLERS, None)
         expect(fine, f"{source}: resampler", "a known kind, a perceiver with its slots", resampler)
+        slot = raw.get("audio_token_id", raw.get("audio_token_index", audio_token))
+        expect(slot is None or type(slot) is int, f"{source}: audio_token_id", "an id", repr(slot))
+        layout = raw.get("layout", "native")
+        expect(layout in LAYOUTS, f"{source}: layout", " or ".join(LAYOUTS), repr(layout))
         family = text.get("model_type", "qwen2")
         where = f"{source}: text_config.model_type"
         expect(family in (kind, "qwen2", "qwen3"), where, "qwen2 or qwen3", family)
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        expect(isinstance(rope, dict), f"{source}: rope_parameters", "fields", f"{rope!r:.60}")
         text = {**text, **rope, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
         for name, section in (("audio_config.", audio), ("text_config.", text), ("", raw)):
             for field, wanted in FIXED[name].items():
@@ -154,9 +162,9 @@ class Config:
             encoder=encoder,
             decoder=decoder,
             resampler=resampler,
-            audio_token=raw.get("audio_token_id", raw.get("audio_token_index", audio_token)),
+            audio_token=slot,
             max_seconds=max_seconds,
-            layout=raw.get("layout", "native"),
+            layout=layout,
             may_tie=text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False)),
         )
 
@@ -167,7 +175,8 @@ def read_fields(table: dict, section: dict, source) -> SimpleNamespace:
     for field, (default, *names) in table.items():
         name = next((name for name in names if section.get(name) is not None), None)
         found[field] = default if name is None else section[name]
-        fine = name is None or (type(found[field]) in (int, float) and found[field] > 0)
+        kinds = (int, float) if field in ("eps", "theta") else (int,)
+        fine = name is None or (type(found[field]) in kinds and found[field] > 0)
         expect(fine, f"{source}: {name}", "a number above 0", repr(found[field]))
     even = found["width"] % found["heads"] == 0 or found.get("head_size")
     expect(even, f"{source}: heads", f"divisors of the width {found['width']}", found["heads"])
@@ -187,8 +196,8 @@ class Linear(nn.Linear):
     """
 
     scale = dropout = 0.0
-    unmerged = ()  # holds the weight from before merging
-    blocked = None  # a copy laid out for few rows, see kernels/linear.py
+    unmerged = ()  # holds the weight from before merging; bare, it would be one more parameter
+    blocked = ()  # a copy laid out for few rows, see kernels/linear.py, and of which weight
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -203,10 +212,11 @@ class Linear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x):  # (T, in) -> (T, out)
-        y = linear(x, self.weight, self.bias, self.blocked)
+        fresh = self.blocked and self.blocked[1:] == (id(self.weight), self.weight._version)
+        y = linear(x, self.weight, self.bias, self.blocked[0] if fresh else None)
         if self.lora_A is None or self.unmerged:
             return y
-        dropped = F.dropout(x.float(), self.dropout, self.training)
+        dropped = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
         low = linear(linear(dropped, self.lora_A), self.lora_B)  # (T, R) -> (T, out)
         return (y + low * self.scale).to(y.dtype)
 
@@ -220,21 +230,19 @@ class Linear(nn.Linear):
     def merge(self):
         if self.lora_A is not None and not self.unmerged:
             self.weight, self.unmerged = nn.Parameter(self.folded(), False), (self.weight,)
-            self.blocked = None
 
     def unmerge(self):
         if self.unmerged:
-            (self.weight,), self.unmerged, self.blocked = self.unmerged, (), None
+            (self.weight,), self.unmerged = self.unmerged, ()
 
 
 class Embedding(nn.Embedding):
     """Token embeddings, of which a few rows (BOA, EOA) may be replaced by trainable ones."""
 
-    row_ids = None  # (n,) the tokens that lora_rows (n, D), in float32, stand for
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.register_parameter("lora_rows", None)
+        self.register_parameter("lora_rows", None)  # (n, D) float32, and
+        self.register_buffer("row_ids", None, persistent=False)  # (n,) the tokens they stand for
 
     def replace(self, ids: list[int]):
         self.row_ids = torch.tensor(ids, device=self.weight.device)
@@ -245,7 +253,7 @@ class Embedding(nn.Embedding):
         if self.lora_rows is None:
             return x
         same = ids[:, None] == self.row_ids  # (T, n)
-        rows = self.lora_rows.to(x.dtype)[same.int().argmax(1)]
+        rows = same.to(x.dtype) @ self.lora_rows.to(x.dtype)
         return torch.where(same.any(1, keepdim=True), rows, x)
 
     def folded(self) -> torch.Tensor:
@@ -322,7 +330,8 @@ class Encoder(nn.Module):
     A window comes as its L valid frames and two more (log_mel), laid into one row behind a frame
     of zeros, so that each begins at an odd place:
 
-        0 a a a a a a 0 b b b 0 0 c c c c c ...     L + 2 = 6, 3, 5 frames
+        place   0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16 17
+        frame   0  a  a  a  a  a  a  0  0  b  b  b  0  c  c  c  c  c     L + 2 = 6, 3, 5
 
     The zero is the first convolution's left padding. Its output there is set back to zero, for it
     is the second one's padding too. That one has stride 2 from place 0 on, so its output j of a
@@ -346,7 +355,8 @@ class Encoder(nn.Module):
         cu = cumulative(lengths, x.device)
         for layer in self.layers:
             x = layer(x, cu)
-        # Neighbours in pairs, inside their window; an odd last position was only ever a key.
+        # Neighbours in pairs, inside their window: (S, E) -> (2 Q, E) -> (Q, E). The last position
+        # of an odd window has no partner; the others have attended to it, and that was its use.
         slots = [n // 2 for n in lengths]
         pairs = ranges(cu.tolist(), [2 * n for n in slots], x.device)
         x = x[pairs].unflatten(0, (-1, 2)).mean(1)
@@ -461,15 +471,21 @@ class Cache:
                 outs.append(attention(q[new], *seen, *ends, True))
         return attention(q, k, v, cu, cu, True) if fresh else torch.cat(outs)
 
-    def read(self, rows, ids):
+    def record(self, rows, ids):
         """Note what the rows have read, after all layers have seen it."""
         for row, new in zip(rows, ids):
             self.lengths[row] += len(new)
             self.ids[row] = [*self.ids[row], *new]
 
     def rewind(self, row: int, ids: list[int], clips: list, slots: list[int], slot: int):
-        """Keep what the row shares with a new conversation from its start on: (tokens, clips). The
-        last token is read again in any case, for its logits; a clip is kept whole or not at all."""
+        """Keep what the row shares with a new conversation from its start on: (tokens, clips).
+
+            read before   what is <a a a> and <b b b> ? a dog .      clips a, b
+            new           what is <a a a> and <c c c> ? ...          clips a, c
+            kept          what is <a a a> and                        6 tokens, 1 clip
+
+        The last token is read again in any case, for its logits; a clip is kept whole or not at
+        all. From here on the row counts the new clips as its own: they are read next."""
         tokens = len(os.path.commonprefix([self.ids[row], ids[:-1]]))
         places = [i for i, id in enumerate(ids) if id == slot]
         kept, first = 0, 0
@@ -502,12 +518,12 @@ class DecoderAttention(nn.Module):
         self.q_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x, turn, cu, past):  # (T, D)
+    def forward(self, x, cos_sin, cu, remembering):  # (T, D); cos_sin: 2 of (T, 1, K / 2)
         heads = (-1, self.head_size)
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), *turn)  # (T, H, K)
-        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), *turn)  # (T, G, K)
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), *cos_sin)  # (T, H, K)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), *cos_sin)  # (T, G, K)
         v = self.v_proj(x).unflatten(-1, heads)
-        o = past(q, k, v, cu) if past else attention(q, k, v, cu, cu, True)
+        o = remembering(q, k, v, cu) if remembering else attention(q, k, v, cu, cu, True)
         return self.o_proj(o.flatten(1))
 
 
@@ -518,8 +534,11 @@ class GatedMLP(nn.Module):
         self.up_proj = Linear(config.width, config.ffn, bias=False)
         self.down_proj = Linear(config.ffn, config.width, bias=False)
 
-    def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x):  # (T, D), some rows at a time: what lies between is several times as wide
+        parts = x.split(4096)
+        return torch.cat(
+            [self.down_proj(F.silu(self.gate_proj(p)) * self.up_proj(p)) for p in parts]
+        )
 
 
 class DecoderLayer(nn.Module):
@@ -530,8 +549,8 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x, turn, cu, past):
-        x = x + self.self_attn(self.input_layernorm(x), turn, cu, past)
+    def forward(self, x, cos_sin, cu, remembering):  # (T, D)
+        x = x + self.self_attn(self.input_layernorm(x), cos_sin, cu, remembering)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -547,13 +566,13 @@ class Decoder(nn.Module):
         """x (T, D): examples end to end, of these lengths; with a cache they go on in its rows."""
         pasts = [cache.lengths[row] for row in rows] if cache else [0] * len(lengths)
         cu = cumulative(lengths, x.device)
-        turn = self.turn(ranges(pasts, lengths, x.device), x.dtype)
+        cos_sin = self.cos_sin(ranges(pasts, lengths, x.device), x.dtype)
         for i, layer in enumerate(self.layers):
-            past = (lambda q, k, v, cu, i=i: cache.attend(i, rows, q, k, v, cu)) if cache else None
-            x = layer(x, turn, cu, past)
+            remembering = partial(cache.attend, i, rows) if cache else None
+            x = layer(x, cos_sin, cu, remembering)
         return self.norm(x)
 
-    def turn(self, positions, dtype):
+    def cos_sin(self, positions, dtype):
         """cos and sin of every position and plane: (T, 1, K / 2) each, computed in float32."""
         planes = torch.arange(0, self.config.head_size, 2, device=positions.device).float()
         speed = 1.0 / self.config.theta ** (planes / self.config.head_size)
@@ -615,8 +634,10 @@ class PolyAudio(nn.Module):
 
     def n_slots(self, clip) -> int:
         """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
+        expect(self.config.encoder, "clips", "a network that hears", self.config.kind)
         fine = hasattr(clip, "ndim") and clip.ndim == 1
         expect(fine, "clip", "samples of one channel", getattr(clip, "shape", type(clip)))
+        expect("float" in str(clip.dtype), "clip", "floats in -1 .. 1", clip.dtype)
         slots = n_slots(len(clip), self.config.max_seconds)
         return self.config.resampler.get("slots", slots) if slots else 0
 
@@ -624,7 +645,7 @@ class PolyAudio(nn.Module):
         """Each clip as its slots, (Q, D). The same array object is encoded once."""
         distinct = list({id(clip): clip for clip in clips}.values())
         limit = self.config.max_seconds
-        split = [split_windows(c, limit, f"clip {i}") for i, c in enumerate(distinct, 1)]
+        split = [split_windows(clip, limit) for clip in distinct]
         windows = [window for part in split for window in part]
         frames = [n_frames(len(window)) for window in windows]
         rows, slots = [], []
@@ -641,7 +662,8 @@ class PolyAudio(nn.Module):
     def check(self, ids: list[list[int]], clips: list[list]):
         """Refuse ids outside the vocabulary, and examples whose clips do not fill their slots."""
         vocab, slot = self.config.decoder.vocab, self.config.audio_token
-        for row, sounds in zip(ids, clips, strict=True):
+        expect(len(ids) == len(clips), "clips", f"a list for each of {len(ids)} rows", len(clips))
+        for row, sounds in zip(ids, clips):
             known = row and min(row) >= 0 and max(row) < vocab
             expect(known, "ids", f"at least one, each in 0..{vocab - 1}", f"{row!r:.60}")
             for i, clip in enumerate(sounds, 1):
@@ -664,7 +686,7 @@ class PolyAudio(nn.Module):
     def project(self, hidden) -> torch.Tensor:
         """(T, D) -> (T, V). Called on those rows only whose logits are wanted."""
         logits = self.lm_head(hidden)
-        table = self.language_model.embed_tokens
+        table = self.language_model.embed_tokens  # where the head is this table, its rows moved too
         if table.lora_rows is not None and self.lm_head.weight is table.weight:
             rows = hidden @ table.lora_rows.to(hidden.dtype).T
             logits = logits.index_copy(1, table.row_ids, rows)
@@ -681,7 +703,8 @@ class PolyAudio(nn.Module):
 
     def loss(self, examples) -> tuple[torch.Tensor, int]:
         """examples: (ids, clips, learned), where learned[t] says whether ids[t] is to be predicted.
-        -> the summed negative log-likelihood in float32, and of how many tokens."""
+        -> the summed negative log-likelihood in float32, and of how many tokens. Without any clip
+        the encoder has no part in it, and its gradients stay None."""
         ids, clips, learned = ([e[i] for e in examples] for i in range(3))
         hidden = self.hidden(ids, clips)
         starts = cumulative([len(row) for row in ids]).tolist()
@@ -715,9 +738,12 @@ class PolyAudio(nn.Module):
         on_token(id) is called for each new id, on_token(id, row) in a batch. A cache of one row
         may be passed again with a longer conversation: what it has read is not read again.
         """
-        single = not ids or not isinstance(ids[0], (list, tuple))
+        single = len(ids) == 0 or not isinstance(ids[0], (list, tuple))
         prompts, sounds = ([ids], [clips]) if single else (ids, clips)
+        if max_new_tokens < 1 or not prompts:
+            return [] if single else [[] for _ in prompts]
         prompts = [[int(id) for id in prompt] for prompt in prompts]
+        self.check(prompts, sounds)
         slots = [[self.n_slots(clip) for clip in row] for row in sounds]
         for prompt, row in zip(prompts, slots):
             check_fits(len(prompt), row, self.config.decoder.context, max_new_tokens)
@@ -728,8 +754,6 @@ class PolyAudio(nn.Module):
         new = [[] for _ in prompts]
         stop = set(self.stops if stop is None else stop)
         dice = torch.Generator(self.device).manual_seed(seed)
-        if max_new_tokens < 1 or not prompts:
-            return [] if single else new
         logits = self.prefill(prompts, sounds, slots, cache, max_new_tokens)
         while True:
             chosen = choose(logits[:, : self.known_ids].float(), temperature, top_p, dice)
@@ -744,7 +768,6 @@ class PolyAudio(nn.Module):
 
     def prefill(self, prompts, clips, slots, cache, reserve):
         """Read the prompts into the cache's rows, as far as it does not hold them. -> (B, V)"""
-        self.check(prompts, clips)
         rests, sounds = [], []
         for row, (prompt, row_clips, row_slots) in enumerate(zip(prompts, clips, slots)):
             tokens, heard = cache.rewind(row, prompt, row_clips, row_slots, self.config.audio_token)
@@ -759,13 +782,15 @@ class PolyAudio(nn.Module):
         lengths = [len(row) for row in ids]
         x = self.embed(ids, clips or [[] for _ in ids])
         hidden = self.language_model(x, lengths, cache, rows)
-        cache.read(rows, ids)
+        cache.record(rows, ids)
         return self.project(hidden[cumulative(lengths, x.device)[1:] - 1])
 
     def prompt(self, messages, clips) -> tuple[list[int], list]:
         """A conversation as ids, in the layout that this network was trained on, and its clips in
         the order in which the text names them, a repeated one repeated."""
         slots = [self.n_slots(clip) for clip in clips]
+        named, meant = self.tokenizer.slot, self.config.audio_token
+        expect(named == meant or not clips, f"{self.dir}: audio token", named, meant)
         ids = self.tokenizer.encode_prompt(messages, slots, self.layout)
         return ids, [clips[i - 1] for i in clip_order(messages, len(clips))]
 
@@ -787,9 +812,12 @@ class PolyAudio(nn.Module):
         wanted = self.device.type == "cpu" and self.dtype == torch.bfloat16
         if not wanted or size + reserve > free_memory():
             return 0
-        for layer in layers:
-            layer.blocked = kernels.repack(layer.weight)
-        return size if self.lm_head.blocked is not None else 0
+        copies = [kernels.repack(layer.weight) for layer in layers]
+        if copies[0] is None:
+            return 0
+        for layer, copy in zip(layers, copies):
+            layer.blocked = (copy, id(layer.weight), layer.weight._version)
+        return size
 
     @classmethod
     def from_dir(cls, dir, device="cpu", dtype=torch.float32, adapter=None) -> "PolyAudio":
@@ -874,16 +902,16 @@ class PolyAudio(nn.Module):
             "target_modules": DECODER_TARGETS if targets is None else targets,
             "base_model_name_or_path": str(self.dir or ""),
         }  # fmt: skip
-        if rows:
-            adapter["trainable_token_indices"] = {"embed_tokens": list(rows)}
-            self.language_model.embed_tokens.replace(list(rows))
-        paths = {
-            peft_name(n, not self.config.encoder): m for n, m in modules_of(self, Linear).items()
-        }
+        layers, text_only = modules_of(self, Linear), self.config.encoder is None
+        paths = {peft_name(name, text_only): layer for name, layer in layers.items()}
         found = [path for path in paths if is_target(adapter["target_modules"], path)]
+        self.check_tied("LoRA", rows and "lm_head" in found)
         expect(found, "LoRA: target_modules", "layers of this network", adapter["target_modules"])
         for path in found:
             paths[path].attach(*rank_and_scale(adapter, path), dropout)
+        if rows:
+            adapter["trainable_token_indices"] = {"embed_tokens": list(rows)}
+            self.language_model.embed_tokens.replace(list(rows))
         self.adapter = adapter
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".lora_" in name)
@@ -913,7 +941,13 @@ class PolyAudio(nn.Module):
             adapter["layout"] = self.layout
         write_json(dir / "adapter_config.json", adapter)
 
-    def load_adapter(self, dir):
+    def check_tied(self, source, both):
+        """A head that is the embeddings follows their trained rows; with an adapter of its own it
+        could not say which of the two it is."""
+        tied = self.lm_head.weight is self.language_model.embed_tokens.weight
+        expect(not (tied and both), source, "LoRA on a tied head, or trained rows", "both")
+
+    def load_adapter(self, dir, trainable=False):
         """Attach a PEFT adapter: LoRA, trained token rows, modules saved whole. What its file does
         not hold stays as it is; what the network has no place for is refused."""
         dir = Path(dir)
@@ -940,6 +974,7 @@ class PolyAudio(nn.Module):
                     self.load_rows(path, adapter, tensor)
                 else:
                     assign(self, name, tensor.to(self.dtype), f"{path}: {key}")
+        self.check_tied(path, "lm_head" in halves and adapter.get("trainable_token_indices"))
         for name, pair in halves.items():
             whole = name in layers and set(pair) == {"A", "B"}
             expect(whole, f"{path}: {name}", "A and B of a layer of this network", sorted(pair))
@@ -951,6 +986,8 @@ class PolyAudio(nn.Module):
             layer.attach(rank, scale, adapter.get("lora_dropout", 0.0))
             layer.lora_A, layer.lora_B = (nn.Parameter(pair[x].contiguous(), False) for x in "AB")
         note(f"{dir}: an adapter on {len(halves)} of {len(layers)} layers")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(trainable and ".lora_" in name)
         self.adapter = adapter
         self.layout = adapter.get("layout", self.layout)
 
@@ -1008,9 +1045,9 @@ def choose(logits, temperature, top_p, dice) -> list[int]:
 
 
 def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=256, **how):
-    """Answer many: items yields (key, messages, clips), out comes (key, answer) in their order, or
-    (key, BadInput) for an item that cannot be asked. Prompts of different lengths share a batch as
-    they are; only one batch of clips is held at a time."""
+    """The loop that validation and judging share. items yields (key, messages, clips), out comes
+    (key, answer) in their order, or (key, BadInput) for an item that cannot be asked. Prompts of
+    different lengths share a batch as they are; only one batch of clips is held at a time."""
     how.setdefault("stop", [*net.stops, *net.tokenizer.ends])
 
     def flush(batch):
@@ -1021,7 +1058,7 @@ def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=25
             failed = isinstance(ids, BadInput)
             yield key, ids if failed else net.tokenizer.decode(next(new)).strip()
 
-    batch, tokens = [], 0
+    batch, longest = [], 0  # a row's place in the cache is as long as the longest row's
     for key, messages, clips in items:
         try:
             ids, placed = net.prompt(messages, clips)
@@ -1030,11 +1067,11 @@ def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=25
         except BadInput as mistake:
             ids, placed = mistake, []
         size = 0 if isinstance(ids, BadInput) else len(ids) + max_new_tokens
-        if batch and (tokens + size > batch_tokens or len(batch) == batch_rows):
+        longest = max(longest, size)
+        if batch and (longest * (len(batch) + 1) > batch_tokens or len(batch) == batch_rows):
             yield from flush(batch)
-            batch, tokens = [], 0
+            batch, longest = [], size
         batch.append((key, ids, placed))
-        tokens += size
     yield from flush(batch)
 
 
@@ -1082,8 +1119,8 @@ def open_tensors(path):
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         with open(path, "rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
+            start = file.read(9)
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):
             raise BadInput(f"{path}: expected safetensors, found a pickle, not read") from None
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
 
@@ -1172,10 +1209,7 @@ def assign(net, name, tensor, source, device=None, dtype=None):
         raise BadInput(f"{source}: this network has no such tensor") from None
     expect(old.shape == tensor.shape, source, tuple(old.shape), tuple(tensor.shape))
     value = tensor.to(device=device, dtype=dtype)
-    owner = net.get_submodule(module)
-    setattr(owner, field, nn.Parameter(value, requires_grad=False))
-    if isinstance(owner, Linear):
-        owner.blocked = None  # it was laid out from the old weight
+    setattr(net.get_submodule(module), field, nn.Parameter(value, requires_grad=False))
 
 
 def base_of(run: Path) -> Path:
@@ -1297,8 +1331,14 @@ def load_net(args) -> PolyAudio:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         device = next((name for name, found in there.items() if found), "cpu")
     try:
+        expect(
+            device.split(":")[0] in ("cpu", "cuda", "mps"), "--device", "cuda, mps or cpu", device
+        )
         torch.empty(0, device=device)
-        kernels.chosen()
     except (RuntimeError, AssertionError, ValueError) as error:
         raise BadInput(f"--device {device}: {str(error).splitlines()[0]}") from None
+    try:
+        kernels.chosen()
+    except ValueError as error:
+        raise BadInput(error) from None
     return PolyAudio.from_dir(args.weights, device, args.dtypes[args.dtype], args.adapter)

@@ -59,6 +59,9 @@ class Parser(argparse.ArgumentParser):
 
 def cli(main):
     """Run a script's main(): 2 on bad input, 130 on Ctrl-C, quiet when a pipe's reader has left."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     try:
         main()
         sys.stdout.flush()
@@ -174,8 +177,9 @@ def truncated(name, promised: float, held: float) -> BadInput:
 
 
 def read_slice(name, file, start, end) -> np.ndarray:
-    """Seek, decode, mix down, resample. All positions are counted twice: in samples of the file
-    (`first`, `last`) and in samples at 16 kHz (`begin`, `finish`)."""
+    """Seek, decode, mix down, resample. Positions are counted in samples of the file (`first`,
+    `last`), in samples at 16 kHz (`begin`, `finish`), and in blocks, `down` of the former or `up`
+    of the latter, at whose borders the two grids meet: reading starts on such a border."""
     rate, length = file.samplerate, file.frames / file.samplerate  # length in seconds
     over = length + 0.05  # metadata rounds, so a little over is no mistake
     holds = all(isinstance(t, (int, float)) for t in ([start] if end is None else [start, end]))
@@ -244,13 +248,13 @@ def promised_bytes(file) -> tuple[int, int]:
 # Resampling: a windowed sinc, evaluated only where an output sample falls.
 #
 # Output sample o lies at input time o * down / up. Its value is the sum over input samples s of
-# x[s] * h(o * down / up - s), with h a low-pass at 95 % of the smaller Nyquist frequency under a
-# Kaiser window. The fractional part of that time repeats every `up` outputs, so there are only
-# `up` different filters ("phases"), and every `up` outputs the input moves on by `down` samples:
-# that is a strided convolution with `up` output channels. Neighbouring phases read nearly the same
-# input, so they are computed 32 at a time, each group on just the span that it reads.
+# x[s] * h(o * down / up - s), with h a low-pass in the middle of 0.9 .. 1.0 of the smaller Nyquist
+# frequency, under a Kaiser window. The fractional part of that time repeats every `up` outputs, so
+# there are only `up` different filters ("phases"), and every `up` outputs the input moves on by
+# `down` samples: that is a strided convolution with `up` output channels. Neighbouring phases read
+# nearly the same input, so they are computed 32 at a time, each group on just the span it reads.
 
-PASS_EDGE = 0.9  # of the smaller Nyquist frequency; flat below (7.2 kHz at 16 kHz), nothing above 1
+PASS_EDGE = 0.9  # of the smaller Nyquist frequency: flat up to there, silent from 1.0 on
 ATTENUATION = 100.0  # dB in the stop band, which Kaiser's formulas turn into length and shape
 PHASES = 32  # a group: wide enough for a good matrix product, narrow enough to waste few taps
 
@@ -315,6 +319,11 @@ def n_frames(samples: int) -> int:
     return -(-samples // HOP)
 
 
+def frames_seen(samples: int) -> int:
+    """Frames that log_mel makes: the valid ones and their context."""
+    return min(n_frames(samples) + CONTEXT, MAX_FRAMES)
+
+
 def n_positions(samples: int) -> int:
     """What the encoder's second convolution (stride 2) leaves of the frames."""
     return (n_frames(samples) + 1) // 2
@@ -353,8 +362,8 @@ def log_mel(wave) -> torch.Tensor:
 def log_mels(waves) -> list[torch.Tensor]:
     """log_mel of many windows, with all their frames in one transform: that saves the cost of
     starting every operation anew, which for short clips is most of it."""
-    frames = torch.cat([padded(wave).unfold(0, FFT, HOP) for wave in waves])  # (F, 400)
-    counts = [min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES) for wave in waves]
+    frames = torch.cat([samples_seen(wave).unfold(0, FFT, HOP) for wave in waves])  # (F, 400)
+    counts = [frames_seen(len(wave)) for wave in waves]
     spectrum = torch.fft.rfft(frames.mul_(hann_window()))  # (F, 201)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
     mel = (power @ mel_filters()).clamp_(min=1e-10).log10_()  # (F, M)
@@ -364,16 +373,16 @@ def log_mels(waves) -> list[torch.Tensor]:
     return [part.T for part in mel.split(counts)]
 
 
-def padded(wave) -> torch.Tensor:
+def samples_seen(wave) -> torch.Tensor:  # (n,) -> (160 (F - 1) + 400,)
     """The samples that a window's frames look at: frame t is centred on sample 160 t, so there are
     200 before the first, mirrored as Whisper does, and zeros (after 30 s mirrored ones) behind."""
     wave = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))  # a copy only where needed
     whole = wave.ndim == 1 and 0 < len(wave) <= WINDOW
     expect(whole, "log_mel", f"one window of 1..{WINDOW} samples", tuple(wave.shape))
-    frames = min(n_frames(len(wave)) + CONTEXT, MAX_FRAMES)
+    frames = frames_seen(len(wave))
     half = FFT // 2
     row = torch.zeros((frames - 1) * HOP + FFT)
-    row[half : half + len(wave)] = wave[: len(row) - half]
+    row[half : half + len(wave)] = wave[: len(row) - half]  # all of it, but for a full window
     row[:half] = row[half + 1 : FFT + 1].flip(0)
     if frames == MAX_FRAMES:
         end = half + WINDOW
@@ -403,6 +412,69 @@ def mel_filters() -> torch.Tensor:
 
 
 # ------------------------------------------------------------------------------------------------
+# Prompts. A conversation is ChatML; a clip in it is a run of slots, placed where the text says
+# <sound-i>. Two layouts:
+#   native     what the base was trained on. AF3: the slots and a line end.
+#              Qwen2-Audio: "Audio i: ", its audio_bos, the slots, its audio_eos, a line end.
+#   polyaudio  "(audio i: ", BOA, the slots, EOA, ")": the index is written beside the sound, so
+#              that "the third clip" has something to point at.
+
+LAYOUTS = ("native", "polyaudio")
+MARKER = r"<sound-(\d{1,4})>"
+ROLES = ("system", "user", "assistant")
+
+
+def check_prompt(messages, n_slots, layout):
+    if layout not in LAYOUTS:
+        raise BadInput(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
+    fine = isinstance(messages, (list, tuple)) and messages
+    expect(fine, "messages", "a list of at least one", f"{messages!r:.80}")
+    for i, message in enumerate(messages):
+        fine = isinstance(message, dict) and message.get("role") in ROLES
+        fine = fine and isinstance(message.get("content"), str)
+        expect(
+            fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", f"{message!r:.80}"
+        )
+    for i, slots in enumerate(n_slots, 1):
+        expect(isinstance(slots, int), f"clip {i}: slots", "a whole number", repr(slots))
+        if slots < 1:
+            raise BadInput(
+                f"clip {i}: too short to make a slot (at least {2 * HOP + 1} samples, 20 ms)"
+            )
+
+
+def place_clips(messages, n: int) -> list[dict]:
+    """Check that markers and clips agree; without any marker, put the clips before the first
+    question, a line each. Only the user's turns hold markers: an answer is text in any case."""
+    spoken = [m["content"] for m in messages if m["role"] == "user"]
+    used = {int(i) for text in spoken for i in re.findall(MARKER, text)}
+    if used - set(range(1, n + 1)):
+        wrong = min(used - set(range(1, n + 1)))
+        raise BadInput(f"prompt: <sound-{wrong}> names a clip that is not there; {n} clip(s) given")
+    if used and len(used) < n:
+        unused = min(set(range(1, n + 1)) - used)
+        raise BadInput(f"prompt: clip {unused} is given, but no <sound-{unused}> places it")
+    if used or n == 0:
+        return list(messages)
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+    if first is None:
+        raise BadInput(f"prompt: {n} clip(s), but no question of the user's to put them in")
+    clips = "".join(f"<sound-{i}>\n" for i in range(1, n + 1))
+    asked = {**messages[first], "content": clips + messages[first]["content"]}
+    return [*messages[:first], asked, *messages[first + 1 :]]
+
+
+def clip_order(messages, n: int) -> list[int]:
+    """The clips as the prompt will hold them, by index: one for each marker."""
+    return [
+        int(i)
+        for message in place_clips(messages, n)
+        if message["role"] == "user"
+        for i in re.findall(MARKER, message["content"])
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
 # Tokens: byte-level BPE from the checkpoint's own files, run by tiktoken.
 
 # Contractions, words with one leading character, single digits, punctuation, line ends, spaces.
@@ -417,7 +489,6 @@ BOUNDARIES = (  # what stands for BOA and EOA: ours, Qwen2-Audio's, a pair that 
     ("<|vision_start|>", "<|vision_end|>"),
 )
 END_NAMES = ("<|im_end|>", "<|endoftext|>")
-LAYOUTS = ("native", "polyaudio")
 
 
 @lru_cache(maxsize=1)
@@ -487,6 +558,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. No string in it becomes a special token."""
+        long = re.search(r"\s{100000}", text)  # tiktoken's regex would run out of stack
+        expect(not long, "text", "at most 100000 spaces in a row", "more")
         return self.encoding.encode_ordinary(unicodedata.normalize("NFC", text))
 
     def decode(self, ids) -> str:
@@ -508,7 +581,7 @@ class Tokenizer:
 
         return push
 
-    # --- prompts (see "Prompts" below for the layouts)
+    # --- prompts
 
     def encode_prompt(self, messages, n_slots, layout="native") -> list[int]:
         """Ids of a conversation. messages: [{role, content}], clips as <sound-i> in the content of
@@ -529,7 +602,7 @@ class Tokenizer:
         pieces, parts = [], []
         for message in messages:
             parts += [[start], message["role"] + "\n"]
-            if message["role"] == "assistant":  # an answer follows the header that it will follow
+            if message["role"] == "assistant":  # after the very header that generation ends with
                 last = message is messages[-1]  # earlier answers are kept without their thoughts
                 parts += self.thinking() if last else []
                 pieces.append((self.encode_parts(parts), False))
@@ -632,7 +705,7 @@ def default_system(dir):
     elif (dir / "tokenizer_config.json").exists():
         template = read_json(dir / "tokenizer_config.json").get("chat_template") or ""
     if not isinstance(template, str):  # several, by name
-        template = next(t["template"] for t in template if t["name"] == "default")
+        template = {t["name"]: t["template"] for t in template}["default"]
     if not template:
         return "You are a helpful assistant."
     found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{<]+)<\|im_end\|>", template)
@@ -769,68 +842,6 @@ def write_json(path, value):
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
-
-
-# ------------------------------------------------------------------------------------------------
-# Prompts. A conversation is ChatML; a clip in it is a run of slots, placed where the text says
-# <sound-i>. Two layouts:
-#   native     what the base was trained on. AF3: the slots and a line end.
-#              Qwen2-Audio: "Audio i: ", its audio_bos, the slots, its audio_eos, a line end.
-#   polyaudio  "(audio i: ", BOA, the slots, EOA, ")": the index is written beside the sound, so
-#              that "the third clip" has something to point at.
-
-MARKER = r"<sound-(\d{1,4})>"
-ROLES = ("system", "user", "assistant")
-
-
-def check_prompt(messages, n_slots, layout):
-    if layout not in LAYOUTS:
-        raise BadInput(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
-    fine = isinstance(messages, (list, tuple)) and messages
-    expect(fine, "messages", "a list of at least one", f"{messages!r:.80}")
-    for i, message in enumerate(messages):
-        fine = isinstance(message, dict) and message.get("role") in ROLES
-        fine = fine and isinstance(message.get("content"), str)
-        expect(
-            fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", f"{message!r:.80}"
-        )
-    for i, slots in enumerate(n_slots, 1):
-        expect(isinstance(slots, int), f"clip {i}: slots", "a whole number", repr(slots))
-        if slots < 1:
-            raise BadInput(
-                f"clip {i}: too short to make a slot (at least {2 * HOP + 1} samples, 20 ms)"
-            )
-
-
-def place_clips(messages, n: int) -> list[dict]:
-    """Check that markers and clips agree; without any marker, put the clips before the first
-    question, a line each. Only the user's turns hold markers: an answer is text in any case."""
-    spoken = [m["content"] for m in messages if m["role"] == "user"]
-    used = {int(i) for text in spoken for i in re.findall(MARKER, text)}
-    if used - set(range(1, n + 1)):
-        wrong = min(used - set(range(1, n + 1)))
-        raise BadInput(f"prompt: <sound-{wrong}> names a clip that is not there; {n} clip(s) given")
-    if used and len(used) < n:
-        unused = min(set(range(1, n + 1)) - used)
-        raise BadInput(f"prompt: clip {unused} is given, but no <sound-{unused}> places it")
-    if used or n == 0:
-        return list(messages)
-    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
-    if first is None:
-        raise BadInput(f"prompt: {n} clip(s), but no question of the user's to put them in")
-    clips = "".join(f"<sound-{i}>\n" for i in range(1, n + 1))
-    asked = {**messages[first], "content": clips + messages[first]["content"]}
-    return [*messages[:first], asked, *messages[first + 1 :]]
-
-
-def clip_order(messages, n: int) -> list[int]:
-    """The clips as the prompt will hold them, by index: one for each marker."""
-    return [
-        int(i)
-        for message in place_clips(messages, n)
-        if message["role"] == "user"
-        for i in re.findall(MARKER, message["content"])
-    ]
 
 
 def clips_that_fit(context: int, text: int, slots: int) -> int:

@@ -38,6 +38,8 @@ from prepare import (  # noqa: E402
     Parser,
     clean,
     cli,
+    expect,
+    fail,
     load_audio,
     load_clip,
     note,
@@ -58,13 +60,14 @@ def find_clips(words: list[str]) -> list[str]:
     """Files as they are, folders and globs in the order of their names."""
     found = []
     for word in words:
-        if word != "-" and Path(word).is_dir():
-            inside = sorted(p for p in Path(word).iterdir() if p.suffix.lower() in SOUNDS)
-            if not inside:
-                raise BadInput(f"{word}: expected sounds in this folder, found none")
-            found += map(str, inside)
-        elif glob.has_magic(word) and not Path(word).exists():
-            inside = sorted(glob.glob(word, recursive=True))
+        expect(word, "--clips", "a path", "an empty one")
+        if word != "-" and os.path.isdir(word):
+            inside = sorted(glob.glob(os.path.join(glob.escape(word), "*")))
+            inside = [path for path in inside if Path(path).suffix.lower() in SOUNDS]
+            expect(inside, word, "sounds in this folder", "none")
+            found += inside
+        elif glob.has_magic(word) and not os.path.exists(word):
+            inside = sorted(filter(os.path.isfile, glob.glob(word, recursive=True)))
             if not inside:
                 raise BadInput(f"{word}: no file matches")
             found += inside
@@ -149,7 +152,8 @@ def clip_orders(n: int, k: int, seed: int) -> list[list[int]]:
 
 def vote(net, question, waves, args) -> tuple[Answer, list[dict]]:
     """Ask under several orders of the clips, name the clips in each answer as they were given, and
-    take the answer that most orders agree on; on a tie, the one that came first."""
+    take the answer that most orders agree on, word by word; on a tie, the one that came first. So
+    it is for questions with short answers: two free sentences hardly ever agree."""
     votes, answers = [], []
     for order in clip_orders(len(waves), args.vote, args.seed):
         answers.append(ask(net, question, waves, args, order))
@@ -169,6 +173,9 @@ def vote(net, question, waves, args) -> tuple[Answer, list[dict]]:
 
 
 class Chat:
+    """A conversation. The first turn places the clips of the command line, a later one those that
+    /clip has added since: each turn says itself where its clips are."""
+
     def __init__(self, net: PolyAudio, waves: list, args):
         self.net, self.waves, self.args = net, waves, args
         self.messages, self.cache = [], None
@@ -183,6 +190,7 @@ class Chat:
         ids, clips = self.net.prompt(messages, self.waves)
         room = len(ids) + self.args.max_new_tokens
         if self.cache is None or room > self.cache.capacity:
+            self.cache = None  # a larger one reads all of it again; first let this one go
             config = self.net.config.decoder
             room = min(max(2 * room, 4096), max(room, config.context))
             self.cache = Cache(config, 1, room, self.net.lm_head.weight)
@@ -191,29 +199,40 @@ class Chat:
         self.shown = len(self.waves)
         return answer
 
-    def run(self):
-        """Until the end of input. A mistake in one line leaves the conversation as it was."""
+    def add(self, word: str):
+        """More clips, all of them or, if one cannot be heard, none."""
+        paths = find_clips([word])
+        expect("-" not in paths, "/clip", "a file", "-, from which the questions come")
+        waves = [hear(path) for path in paths]
+        for path, wave in zip(paths, waves):
+            expect(self.net.n_slots(wave), path, "at least 321 samples (20 ms)", len(wave))
+        self.waves += waves
+        for i, (path, wave) in enumerate(zip(paths, waves), len(self.waves) - len(waves) + 1):
+            note(f"clip {i}: {path}, {len(wave) / RATE:.2f} s")
+
+    def run(self, line: str):
+        """From a first question until the end of input. A mistake in one line leaves the
+        conversation as it was; clips that could not be read with their question are dropped."""
         note("/clip PATH adds a clip, /quit or Ctrl-D ends")
-        while True:
+        while line != "/quit":
             try:
-                line = input("> ").strip()
-            except EOFError:
-                return
-            try:
-                if line == "/quit":
-                    return
                 if line.startswith("/clip "):
-                    self.waves += [hear(path) for path in find_clips([line[6:].strip()])]
-                    note(f"clip {len(self.waves)}: {len(self.waves[-1]) / RATE:.2f} s")
+                    self.add(line[6:].strip())
                 elif line.startswith("/"):
                     note("expected /clip PATH, /quit, or a question")
                 elif line:
                     self.say(line)
             except BadInput as mistake:
-                note(str(mistake))
+                fail(mistake)
+                if not line.startswith("/") and self.shown:
+                    del self.waves[self.shown :]
             except KeyboardInterrupt:
                 note("stopped")
                 self.cache = None  # it may hold half a step
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                return
 
 
 # ------------------------------------------------------------------------------------------------
@@ -231,7 +250,7 @@ def parse(argv=None):
         "--concat", action="store_true", help="join the clips to one, 2 s of silence between"
     )
     parser.add_argument(
-        "--vote", type=int, metavar="K", help="ask under K orders of the clips and vote"
+        "--vote", type=int, metavar="K", help="for short answers: ask under K orders and vote"
     )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument(
@@ -245,8 +264,17 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if not args.clips and args.ask is None:
         parser.error("expected --clips, or --ask for a question without sound")
-    if args.vote is not None and args.vote < 1:
-        parser.error(f"--vote: expected at least 1, found {args.vote}")
+    limits = {  # flag: the least and the most
+        "vote": (1, 1000), "max_new_tokens": (1, 1 << 20), "temperature": (0, 100),
+        "top_p": (1e-6, 1), "seed": (0, 1 << 62),
+    }  # fmt: skip
+    for flag, (least, most) in limits.items():
+        value = getattr(args, flag)
+        if value is not None and not least <= value <= most:
+            name = flag.replace("_", "-")
+            parser.error(f"--{name}: expected {least} to {most}, found {value}")
+    if args.concat and not args.clips:
+        parser.error("--concat: expected --clips, found none")
     if args.weights is None:
         if not TINY.exists():
             parser.error("no weights come with this version; name a folder of some: --weights DIR")
@@ -257,13 +285,13 @@ def parse(argv=None):
 def main():
     args = parse()
     paths = find_clips(args.clips)
+    if args.vote:
+        expect(len(paths) > 1, "--vote", "at least two clips", len(paths))
     times, start = {}, time.perf_counter()
     waves = [hear(path) for path in paths]
     times["audio"], start = time.perf_counter() - start, time.perf_counter()
     net = load_net(args)
     times["load"] = time.perf_counter() - start
-    if args.vote and len(waves) < 2:
-        raise BadInput(f"--vote: expected at least two clips, found {len(waves)}")
     kind = str(net.dtype).removeprefix("torch.")
     note(f"{net.config.kind} on {net.device}, {kind}, kernels {kernels.chosen()}")
     question = DEFAULT_QUESTION if args.ask is None else args.ask
@@ -271,9 +299,7 @@ def main():
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
         if extra := net.repack():
             note(f"a second copy of the weights, {extra / 1e9:.1f} GB, laid out for decoding")
-        conversation = Chat(net, waves, args)
-        conversation.say(question)
-        return conversation.run()
+        return Chat(net, waves, args).run(question)
     votes = {}
     if args.vote:
         answer, found = vote(net, question, waves, args)
@@ -284,6 +310,9 @@ def main():
         answer = ask(net, question, waves, args, show=not args.json)
     if args.json:
         times |= {"prefill": answer.first - answer.start, "decode": answer.end - answer.first}
+        if args.concat:
+            heard = view_concat({"clips": waves})["clips"]
+            paths, waves = [" + ".join(paths)], [load_clip(clip) for clip in heard]
         clips = [
             {"path": path, "seconds": round(len(wave) / RATE, 3), "slots": net.n_slots(wave)}
             for path, wave in zip(paths, waves)

@@ -264,6 +264,20 @@ def test_a_second_adapter_never_mixes_with_the_first(af3, merged, tmp_path):
     assert torch.equal(ask(net, af3), expected)
 
 
+def test_a_tied_head_is_adapted_or_follows_its_rows_but_not_both(tied):
+    net = PolyAudio.from_dir(tied.dir)
+    with pytest.raises(BadInput, match="tied head"):
+        net.add_lora(targets=["lm_head"], rows=ROWS)
+
+
+def test_a_loaded_adapter_can_go_on_learning(af3, tmp_path):
+    ours(af3, targets=["v_proj"]).save_adapter(tmp_path)
+    net = PolyAudio.from_dir(af3.dir)
+    net.load_adapter(tmp_path, trainable=True)
+    learning = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert learning and all(".lora_" in name for name in learning)
+
+
 def test_a_second_new_adapter_is_refused(af3):
     """The file would name one of them and hold both."""
     net = ours(af3, targets=["v_proj"])

@@ -1183,3 +1183,21 @@ def test_learning_on_a_pack_makes_no_mask(af3):
         net.loss(examples)[0].backward()
     widest = 20 * 400 * 160 * 4
     assert seen.bytes <= 1.1 * widest < (20 * 400) ** 2 / 4
+
+
+def test_a_long_prompt_gets_a_batch_of_its_own(talker, monkeypatch):
+    """A row's place in the cache is as long as the longest row's, so rows times that is bounded."""
+    made = []
+    real = Cache.__init__
+
+    def noted(cache, config, rows, size, like):
+        made.append((rows, size))
+        real(cache, config, rows, size, like)
+
+    monkeypatch.setattr(Cache, "__init__", noted)
+    texts = ["very " * (400 if i == 3 else 4) for i in range(9)]
+    items = [(i, [{"role": "user", "content": text}], []) for i, text in enumerate(texts)]
+    answered = list(answer_all(talker, items, max_new_tokens=2, batch_tokens=600))
+    assert [key for key, _ in answered] == list(range(9))
+    assert max(rows for rows, _ in made) > 1 and max(size for _, size in made) > 300
+    assert all(rows == 1 or rows * size <= 600 for rows, size in made)

@@ -225,13 +225,28 @@ def test_a_chat_outgrows_its_cache(chat):
     assert chat.messages[-1]["content"] == chat.net.answer(chat.messages[:3], chat.waves, 6)
 
 
-def test_a_mistake_leaves_the_conversation_as_it_was(chat, monkeypatch, capsys):
-    lines = iter(["/clip nowhere.wav", "What is <sound-9>?", "/nonsense", "", "Which?", "/quit"])
+def test_a_mistake_leaves_the_conversation_as_it_was(chat, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "short.wav", np.zeros(320), 16000)
+    bad = ["/clip nowhere.wav", f"/clip {tmp_path}/short.wav", "/clip -", "What is <sound-9>?"]
+    lines = iter([*bad, "/nonsense", "", "Which?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    chat.run()
+    chat.run("")
     assert [m["role"] for m in chat.messages] == ["user", "assistant"]
     assert len(chat.waves) == 2
-    assert capsys.readouterr().out.strip() == prepare.clean(chat.messages[1]["content"], "\n\t")
+    out, err = capsys.readouterr()
+    assert out.strip() == prepare.clean(chat.messages[1]["content"], "\n\t").strip()
+    assert err.count("\n") == len(bad)
+
+
+def test_clips_that_do_not_fit_are_dropped_and_the_chat_goes_on(chat, home, monkeypatch, capsys):
+    chat.say("Which clip is louder?")
+    chat.net.config.decoder.context = 120
+    lines = iter([f"/clip {home}/clips/b.wav"] * 5 + ["And these?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    chat.run("")
+    assert "N_max" in capsys.readouterr().err
+    assert len(chat.waves) == 2
+    assert len(chat.messages) == 2
 
 
 def test_a_real_terminal(home):
@@ -255,7 +270,7 @@ def test_a_real_terminal(home):
         seen += piece
     assert program.wait(timeout=60) == 0
     text = seen.decode(errors="replace")
-    assert "clip 3: 0.30 s" in text
+    assert "clip 3: c.wav, 0.30 s" in text
     assert "gone.wav: no such file" in text
     assert "audioflamingo3 on cpu" in text
 
@@ -318,7 +333,13 @@ def test_bad_questions(run):
     refused(run("--clips", "a.wav", "b.wav", "--ask", "Is <sound-1> loud?"), "clip 2", "<sound-2>")
     refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "3"), "--vote", "found 1")
     refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "0"), "--vote")
-    refused(run("--clips", "a.wav", "--ask", "Which?", "--device", "abacus"), "--device abacus")
+    refused(run("--clips", "a.wav", "--ask", "Which?", "--device", "abacus"), "--device", "abacus")
+    refused(run("--clips", "", "--ask", "Which?"), "--clips", "an empty one")
+    refused(run("--clips", "a" * 5000, "--ask", "Which?"), "File name too long")
+    refused(run("--ask", "Which?", "--concat"), "--concat")
+    for flag, value in (("--temperature", "nan"), ("--seed", "1" * 30), ("--top-p", "0")):
+        refused(run("--clips", "a.wav", "--ask", "Which?", flag, value), flag)
+    refused(run("--ask", " " * 200_000 + "x"), "100000 spaces")
     refused(run(), "--clips")
 
 
