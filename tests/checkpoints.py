@@ -2,10 +2,13 @@
 
 transformers leaves biases at zero and norms at one, which would hide a bias that is dropped or a
 norm that is skipped. So everything is randomised, and big enough to matter.
+
+    python -m tests.checkpoints weights/random      # one to try sample.py on; it answers gibberish
 """
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +220,20 @@ def rewrite(source, target, rename=lambda key: key, dtype=None, edit=None):
 def edit_json(path, **changes):
     path = Path(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def make_speaking(dir):
+    """A random AF3 with a tokenizer of its own, so that it can be asked in words."""
+    import prepare
+
+    dir = Path(dir)
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "[BOA]", "[EOA]"]
+    make("af3", dir)
+    prepare.train_bpe([Path(prepare.__file__).read_text()], 1000, specials, dir)
+    ids = prepare.Tokenizer.from_dir(dir).special
+    edit_json(dir / "config.json", audio_token_id=ids["<sound>"])
+    edit_json(dir / "generation_config.json", eos_token_id=ids["<|im_end|>"])
+
+
+if __name__ == "__main__":
+    make_speaking(sys.argv[1])

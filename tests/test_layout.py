@@ -27,10 +27,7 @@ PACKAGES = {"torch", "numpy", "soundfile", "tiktoken", "requests", "safetensors"
 
 
 def tracked() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout, so what is tracked is not known")
     return [name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()]

@@ -14,22 +14,15 @@ import pytest
 import sample
 import soundfile
 from model import PolyAudio
-from tests.checkpoints import edit_json, make, rewrite, waves
+from tests.checkpoints import edit_json, make, make_speaking, rewrite, waves
 from tests.conftest import ROOT
-
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "[BOA]", "[EOA]"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A small random checkpoint with a tokenizer of its own, and some clips."""
     home = tmp_path_factory.mktemp("sample")
-    make("af3", home / "weights")
-    text = (ROOT / "prepare.py").read_text()
-    prepare.train_bpe([text], 1000, SPECIALS, home / "weights")
-    special = prepare.Tokenizer.from_dir(home / "weights").special
-    edit_json(home / "weights" / "config.json", audio_token_id=special["<sound>"])
-    edit_json(home / "weights" / "generation_config.json", eos_token_id=special["<|im_end|>"])
+    make_speaking(home / "weights")
     (home / "clips").mkdir()
     for name, wave in zip("abc", waves((0.5, 0.8, 0.3))):
         soundfile.write(home / "clips" / f"{name}.wav", wave, 16000)
