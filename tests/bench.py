@@ -41,7 +41,8 @@ CLIPS, SECONDS, NEW = 5, 4, 16
 DECODER = 494_000_000  # parameters read for one token
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 MUST = {  # (must, aim) of the ratio, where one was set
-    ("resample", "f32"): (0.5, 1), ("mel", "f32"): (7, 12), ("encoder", "f32"): (9, 11), ("encoder", "bf16"): (11, 15),
+    ("resample", "f32"): (0.5, 1),
+    ("mel", "f32"): (7, 12), ("encoder", "f32"): (9, 11), ("encoder", "bf16"): (11, 15),
     ("first", "f32"): (3.5, 6), ("first", "bf16"): (3.5, 5),
     ("decode", "f32"): (1.35, 2), ("decode", "bf16"): (2, 2.4),
 }  # fmt: skip

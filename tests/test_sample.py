@@ -306,7 +306,7 @@ BAD_CLIPS = {
 }
 
 
-def refused(result, *parts):
+def check_refused(result, *parts):
     """Exit 2, one line on stderr that holds the parts, nothing on stdout."""
     code, out, err = result
     assert (code, out, err.count("\n")) == (2, "", 1), err
@@ -318,22 +318,28 @@ def refused(result, *parts):
 def test_bad_clips(run, home, name):
     if not (home / "clips" / "text.wav").exists():
         write_bad_clips(home / "clips")
-    refused(run("--clips", name, "--ask", "What?"), BAD_CLIPS[name])
+    check_refused(run("--clips", name, "--ask", "What?"), BAD_CLIPS[name])
 
 
 def test_bad_questions(run):
-    refused(run("--clips", "a.wav", "--ask", "Is <sound-3> loud?"), "<sound-3>", "1 clip(s) given")
-    refused(run("--clips", "a.wav", "b.wav", "--ask", "Is <sound-1> loud?"), "clip 2", "<sound-2>")
-    refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "3"), "--vote", "found 1")
-    refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "0"), "--vote")
-    refused(run("--clips", "a.wav", "--ask", "Which?", "--device", "abacus"), "--device", "abacus")
-    refused(run("--clips", "", "--ask", "Which?"), "--clips", "an empty one")
-    refused(run("--clips", "a" * 5000, "--ask", "Which?"), "File name too long")
-    refused(run("--ask", "Which?", "--concat"), "--concat")
+    check_refused(
+        run("--clips", "a.wav", "--ask", "Is <sound-3> loud?"), "<sound-3>", "1 clip(s) given"
+    )
+    check_refused(
+        run("--clips", "a.wav", "b.wav", "--ask", "Is <sound-1> loud?"), "clip 2", "<sound-2>"
+    )
+    check_refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "3"), "--vote", "found 1")
+    check_refused(run("--clips", "a.wav", "--ask", "Which?", "--vote", "0"), "--vote")
+    check_refused(
+        run("--clips", "a.wav", "--ask", "Which?", "--device", "abacus"), "--device", "abacus"
+    )
+    check_refused(run("--clips", "", "--ask", "Which?"), "--clips", "an empty one")
+    check_refused(run("--clips", "a" * 5000, "--ask", "Which?"), "File name too long")
+    check_refused(run("--ask", "Which?", "--concat"), "--concat")
     for flag, value in (("--temperature", "nan"), ("--seed", "1" * 30), ("--top-p", "0")):
-        refused(run("--clips", "a.wav", "--ask", "Which?", flag, value), flag)
-    refused(run("--ask", " " * 200_000 + "x"), "100000 spaces")
-    refused(run(), "--clips")
+        check_refused(run("--clips", "a.wav", "--ask", "Which?", flag, value), flag)
+    check_refused(run("--ask", " " * 200_000 + "x"), "100000 spaces")
+    check_refused(run(), "--clips")
 
 
 def test_too_many_clips_for_the_context(run, home):
@@ -349,7 +355,7 @@ def test_too_many_clips_for_the_context(run, home):
             text_config={**config["text_config"], "max_position_embeddings": 128},
         )
     result = run("--clips", *["a.wav"] * 9, "--ask", "Which?", weights=small)
-    refused(result, "9 clips of up to 12 slots", "N_max = floor((L - T) / K) = floor((128 - ")
+    check_refused(result, "9 clips of up to 12 slots", "N_max = floor((L - T) / K) = floor((128 - ")
 
 
 def no_config(dir):
@@ -389,13 +395,13 @@ def disguised_pickle(dir):
 def test_bad_weights(run, home, tmp_path, spoil):
     rewrite(home / "weights", tmp_path)
     said = spoil(tmp_path)
-    refused(run("--clips", "a.wav", "--ask", "What?", weights=tmp_path), said)
+    check_refused(run("--clips", "a.wav", "--ask", "What?", weights=tmp_path), said)
 
 
 def test_weights_that_are_not_there(run, monkeypatch, tmp_path):
-    refused(run("--ask", "What?", weights=tmp_path / "no"), "no such folder")
+    check_refused(run("--ask", "What?", weights=tmp_path / "no"), "no such folder")
     monkeypatch.setattr(sample, "TINY", tmp_path / "none")
-    refused(run("--ask", "What?", weights=None), "--weights DIR")
+    check_refused(run("--ask", "What?", weights=None), "--weights DIR")
 
 
 def test_as_a_process_of_its_own(home):
@@ -404,4 +410,4 @@ def test_as_a_process_of_its_own(home):
     done = subprocess.run(
         [*command, "--weights", str(home / "weights")], capture_output=True, text=True, cwd=home
     )
-    refused((done.returncode, done.stdout, done.stderr), "gone.wav: no such file")
+    check_refused((done.returncode, done.stdout, done.stderr), "gone.wav: no such file")
