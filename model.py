@@ -1145,7 +1145,12 @@ def shard_files(dir: Path) -> dict[Path, list[str] | None]:
     shards = {}
     document = read_json(index)
     names = document.get("weight_map") if isinstance(document, dict) else None
-    expect(isinstance(names, dict), f"{index}: weight_map", "names of files", f"{names!r:.60}")
+    expect(
+        isinstance(names, dict) and names,
+        f"{index}: weight_map",
+        "names of files",
+        f"{names!r:.60}",
+    )
     for key, name in names.items():
         inside = isinstance(name, str) and Path(name).name == name and name not in ("", "..")
         expect(inside, f"{index}: {key}", "a file in this folder", name)
