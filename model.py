@@ -590,6 +590,7 @@ class PolyAudio(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.dir, self.layout = config, None, config.layout
+        self.text_only = config.encoder is None
         self.adapter = {}  # PEFT's adapter_config of what is attached
         if config.encoder:
             shape = (config.encoder, config.decoder.width, config.resampler)
@@ -621,6 +622,11 @@ class PolyAudio(nn.Module):
         text = self.config.raw.get("text_config", self.config.raw)
         found = text.get("eos_token_id") if found is None else found
         return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+    @property
+    def ends(self) -> list[int]:
+        """The same, and the tokenizer's own ends: for answers in words."""
+        return [*self.stops, *self.tokenizer.ends]
 
     @cached_property
     def known_ids(self) -> int:
@@ -798,7 +804,7 @@ class PolyAudio(nn.Module):
         """A question (or a list of messages) on clips (1-D float32 arrays, 16 kHz): the answer."""
         asked = [{"role": "user", "content": question}]
         messages = question if isinstance(question, list) else asked
-        how.setdefault("stop", [*self.stops, *self.tokenizer.ends])
+        how.setdefault("stop", self.ends)
         new = self.generate(*self.prompt(messages, clips), max_new_tokens, **how)
         return self.tokenizer.decode(new).strip()
 
@@ -840,13 +846,13 @@ class PolyAudio(nn.Module):
         """Write a plain checkpoint, adapters folded in, that transformers loads unchanged."""
         dir = Path(dir)
         dir.mkdir(parents=True, exist_ok=True)
-        parameters, text_only = self.base_parameters(), self.config.encoder is None
+        parameters = self.base_parameters()
         names, sizes = list(parameters), [p.nbytes for p in parameters.values()]
         shards = [names[part] for part in batches(sizes, shard_bytes)]
         weight_map = {}
         for i, shard in enumerate(shards, 1):
             part = f"-{i:05}-of-{len(shards):05}" if shards[1:] else ""
-            tensors = {hub_name(name, text_only): self.folded(name) for name in shard}
+            tensors = {hub_name(name, self.text_only): self.folded(name) for name in shard}
             write_tensors(dir / f"model{part}.safetensors", tensors)
             weight_map |= dict.fromkeys(tensors, f"model{part}.safetensors")
         index = dir / "model.safetensors.index.json"
@@ -902,8 +908,8 @@ class PolyAudio(nn.Module):
             "target_modules": DECODER_TARGETS if targets is None else targets,
             "base_model_name_or_path": str(self.dir or ""),
         }  # fmt: skip
-        layers, text_only = modules_of(self, Linear), self.config.encoder is None
-        paths = {peft_name(name, text_only): layer for name, layer in layers.items()}
+        layers = modules_of(self, Linear)
+        paths = {peft_name(name, self.text_only): layer for name, layer in layers.items()}
         found = [path for path in paths if is_target(adapter["target_modules"], path)]
         self.check_tied("LoRA", rows and "lm_head" in found)
         expect(found, "LoRA: target_modules", "layers of this network", adapter["target_modules"])
@@ -918,18 +924,18 @@ class PolyAudio(nn.Module):
 
     def save_adapter(self, dir):
         """Write what was trained, and only that, as PEFT reads it."""
-        dir, text_only = Path(dir).resolve(), self.config.encoder is None
+        dir = Path(dir).resolve()
         dir.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, parameter in self.named_parameters():
             module, _, field = name.rpartition(".")
             whole = any(in_module(module, m) for m in self.adapter.get("modules_to_save") or ())
             if field == "lora_rows":
-                key = f"{peft_name(module, text_only)}.token_adapter.trainable_tokens_delta"
+                key = f"{peft_name(module, self.text_only)}.token_adapter.trainable_tokens_delta"
             elif field in ("lora_A", "lora_B"):
-                key = f"{peft_name(module, text_only)}.{field}.weight"
+                key = f"{peft_name(module, self.text_only)}.{field}.weight"
             elif whole:
-                key = peft_name(name, text_only)
+                key = peft_name(name, self.text_only)
             else:
                 continue
             tensors["base_model.model." + key] = parameter.detach().contiguous()
@@ -956,7 +962,6 @@ class PolyAudio(nn.Module):
         check_adapter(adapter, dir / "adapter_config.json")
         expect(not self.adapter, dir, "a network without an adapter", "one that has one")
         expect(path.is_file(), dir, "adapter_model.safetensors (a pickle is not read)", "none")
-        text_only = self.config.encoder is None
         layers, halves = modules_of(self, Linear), {}
         with open_tensors(path) as file:
             expect(file.keys(), path, "an adapter's tensors", "none")
@@ -979,7 +984,7 @@ class PolyAudio(nn.Module):
             whole = name in layers and set(pair) == {"A", "B"}
             expect(whole, f"{path}: {name}", "A and B of a layer of this network", sorted(pair))
             layer = layers[name]
-            rank, scale = rank_and_scale(adapter, peft_name(name, text_only), name)
+            rank, scale = rank_and_scale(adapter, peft_name(name, self.text_only), name)
             shapes = ((rank, layer.in_features), (layer.out_features, rank))
             found = (tuple(pair["A"].shape), tuple(pair["B"].shape))
             expect(shapes == found, f"{path}: {name}: A and B", shapes, found)
@@ -1048,7 +1053,7 @@ def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=25
     """The loop that validation and judging share. items yields (key, messages, clips), out comes
     (key, answer) in their order, or (key, BadInput) for an item that cannot be asked. Prompts of
     different lengths share a batch as they are; only one batch of clips is held at a time."""
-    how.setdefault("stop", [*net.stops, *net.tokenizer.ends])
+    how.setdefault("stop", net.ends)
 
     def flush(batch):
         asked = [(ids, clips) for _, ids, clips in batch if not isinstance(ids, BadInput)]

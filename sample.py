@@ -99,7 +99,6 @@ class Answer:
     def __init__(self, net: PolyAudio, show: bool):
         self.net, self.show = net, show
         self.push = net.tokenizer.stream()
-        self.stop = {*net.stops, *net.tokenizer.ends}
         self.ids, self.text = [], ""
         self.start, self.first = time.perf_counter(), None
 
@@ -116,7 +115,13 @@ class Answer:
     def make(self, ids, clips, args, cache=None) -> "Answer":
         how = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
         self.net.generate(
-            ids, clips, args.max_new_tokens, on_token=self.take, stop=self.stop, cache=cache, **how
+            ids,
+            clips,
+            args.max_new_tokens,
+            on_token=self.take,
+            stop=self.net.ends,
+            cache=cache,
+            **how,
         )
         self.take(None)
         if self.show:
