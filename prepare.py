@@ -50,10 +50,11 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
@@ -141,6 +142,40 @@ def read_json(path):
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: expected JSON, found something else ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------------
+# Worker processes: none outlives its job, whoever kills what.
+
+
+@contextmanager
+def worker_map(count, method=None, chunksize=1):
+    """map() by `count` worker processes, or the plain one where that is 1. `method` is how they
+    are started, by default as this machine does it; each gets `chunksize` things at a time."""
+    if count == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(count, get_context(method), follow) as pool:
+        try:
+            yield partial(pool.map, chunksize=chunksize)
+        except BrokenProcessPool:
+            found = "one that was killed, perhaps for want of memory: try fewer"
+            raise BadInput(f"--workers {count}: expected all of them to live, found {found}") from None
+        except BaseException:  # Ctrl-C too: nobody waits for what is under way
+            for worker in active_children():
+                worker.kill()
+            raise
+
+
+def follow():
+    """A worker ends with whoever started it, kill -9 included, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -2970,13 +3005,9 @@ def measured(rows, hashed, workers):
     """The same rows in the same order for any number of workers, a thousand at a time: a pool
     would take in all there are, and hold them."""
     work = partial(measure, hashed=hashed)
-    if workers == 1:
-        yield from map(work, rows)
-        return
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quiet) as pool:
+    with worker_map(workers, "spawn", chunksize=16) as spread:
         while batch := list(itertools.islice(rows, 1024)):
-            yield from pool.map(work, batch, chunksize=16)
+            yield from spread(work, batch)
 
 
 def vetted(rows, seen):

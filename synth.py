@@ -22,25 +22,20 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zlib
 from collections import Counter, namedtuple
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import lru_cache, partial
 from itertools import groupby
-from multiprocessing import active_children, parent_process
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import soundfile
 
 from prepare import (
     RATE, BadInput, Parser, Refused, clean, cli, expect, load_audio, open_audio, progress,
-    read_json, read_values, request, stop, warn, write_json,
+    read_json, read_values, request, stop, warn, worker_map, write_json,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1255,17 +1250,6 @@ def open_world(out, settings):
             raise BadInput(f"{out}: {both}")
 
 
-def follow():
-    """A worker ends with whoever started it, kill -9 included, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait():
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
-
-
 def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     """Write the world, or what is missing of it; returns what a speech service did not deliver."""
     out = Path(out)
@@ -1277,15 +1261,10 @@ def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     ready = count - sum(len(shard_clips(shard, count)) for shard in todo)
     show = progress("world", count, ready, unit="clips", scale=1)
     job, missing = partial(write_shard, out, count, seed, engine), []
-    with ProcessPoolExecutor(workers, None, follow) if workers > 1 else nullcontext() as pool:
-        try:
-            for shard, lost in zip(todo, (pool.map if pool else map)(job, todo)):
-                missing += lost
-                show(len(shard_clips(shard, count)))
-        except BaseException:  # Ctrl-C too: nobody waits for what is under way
-            for worker in active_children():
-                worker.kill()
-            raise
+    with worker_map(workers) as spread:
+        for shard, lost in zip(todo, spread(job, todo)):
+            missing += lost
+            show(len(shard_clips(shard, count)))
     with open(out / "corpus.jsonl.part", "w", encoding="utf-8") as corpus:
         for shard in shards:
             corpus.write(rows_file(out, shard).read_text(encoding="utf-8"))

@@ -9,9 +9,12 @@ folder is refused by the name of the member that does.
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections import defaultdict
 
@@ -513,6 +516,62 @@ def test_workers_and_places_change_nothing(data, convert, tmp_path, capsys):
     run("corpus", "speech-commands", "--root", elsewhere / "data", "--out", out, "--hash")
     assert out.read_bytes() == alone and len(alone.splitlines()) == 40
     assert not list(elsewhere.rglob("*.part"))
+
+
+@pytest.fixture
+def working(data, tmp_path):
+    """The command with two workers, one of which waits for a clip that never comes: a pipe that
+    somebody has to write to. Its process, and a function to list its living children's ids."""
+    commands(data, 4)
+    pipe = data / "yes/00_nohash_0.wav"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    words = ["corpus", "speech-commands", "--root", data, "--out", tmp_path / "c.jsonl"]
+    started = subprocess.Popen(
+        [sys.executable, ROOT / "prepare.py", *words, "--workers", "2"],
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def children():
+        listed = subprocess.run(["ps", "-eo", "sid=,pid=,stat="], capture_output=True, text=True)
+        rows = (line.split() for line in listed.stdout.splitlines())
+        ours = [int(pid) for sid, pid, state in rows if int(sid) == started.pid and state[0] != "Z"]
+        return [pid for pid in ours if pid != started.pid]
+
+    end, writer = time.monotonic() + 60, None
+    while writer is None:
+        assert time.monotonic() < end and started.poll() is None
+        try:
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # refused until somebody reads
+        except OSError:
+            time.sleep(0.05)
+    yield started, children
+    os.close(writer)
+    for pid in [started.pid, *children()]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    started.communicate()
+
+
+def test_workers_do_not_outlive_who_started_them(working):
+    started, children = working
+    assert len(children()) >= 2
+    started.kill()
+    end = time.monotonic() + 20
+    while children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert children() == []
+
+
+def test_a_worker_that_is_killed_is_one_line(working, tmp_path):
+    started, children = working
+    os.kill(max(children()), signal.SIGKILL)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 2 and said.count("\n") == 1, said
+    assert "--workers 2: expected all of them to live, found one that was killed" in said
+    assert not (tmp_path / "c.jsonl").exists() and children() == []
 
 
 def test_paths_hold_through_a_link(data, convert, tmp_path):

@@ -670,6 +670,19 @@ def test_an_interrupted_run_is_finished_by_the_same_command(world, tmp_path):
     assert clip.stat().st_mtime_ns == before  # what was there was not made again
 
 
+def dies(out, count, seed, engine, shard):
+    """In place of write_shard: what a machine does that runs out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(synth, "write_shard", dies)
+    flags = ("--clips", COUNT, "--workers", 2, "--out", tmp_path / "w")
+    code, said = run(capsys, monkeypatch, "world", *flags)
+    assert code == 2 and said.count("\n") == 1
+    assert "--workers 2: expected all of them to live, found one that was killed" in said
+
+
 def test_a_lost_clip_comes_back(world, tmp_path):
     out = tmp_path / "w"
     shutil.copytree(world, out)
