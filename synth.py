@@ -12,7 +12,7 @@ answer. Ideas, in this order:
      was drawn in training;
   2. three generators (tone, rush, patter) and a table of events; music is notes of the first;
   3. a voice: phones to formants to sound, frame by frame;
-  4. mixing, and what recordings suffer, each with its label and strength;
+  4. mixing, and what recordings suffer, each with its label, strength and unit;
   5. the world: clip i depends on (seed, i) and on nothing else.
 """
 
@@ -911,21 +911,21 @@ def quantise(wave, bits, dice):
     return np.round(wave * levels) / levels
 
 
-DEGRADATIONS = {  # label: how, and the range of its strength
-    "noise": (add_noise, (0, 15)),  # dB of SNR
-    "clipping": (clip_peaks, (0.04, 0.2)),  # of the peak
-    "reverb": (reverberate, (0.5, 1.5)),  # seconds until it is 60 dB down
-    "echo": (add_echo, (0.13, 0.28)),  # seconds
-    "band limit": (limit_band, (700, 1500)),  # Hz
-    "dropouts": (drop_out, (0.2, 0.4)),  # of the time
-    "quantisation": (quantise, (2, 3.5)),  # bits
+DEGRADATIONS = {  # label: how, the range of its strength, and what that is counted in
+    "noise": (add_noise, (0, 15), "dB"),  # of SNR
+    "clipping": (clip_peaks, (0.04, 0.2), "of peak"),
+    "reverb": (reverberate, (0.5, 1.5), "s"),  # until it is 60 dB down
+    "echo": (add_echo, (0.13, 0.28), "s"),
+    "band limit": (limit_band, (700, 1500), "Hz"),
+    "dropouts": (drop_out, (0.2, 0.4), "share"),  # of the time in which there is sound
+    "quantisation": (quantise, (2, 3.5), "bits"),
 }
 
 
 def degrade(dice, wave, label) -> tuple[np.ndarray, dict]:
-    how, limits = DEGRADATIONS[label]
+    how, limits, unit = DEGRADATIONS[label]
     strength = round(dice.between(*limits), 3)
-    return how(wave, strength, dice), {"label": label, "strength": strength}
+    return how(wave, strength, dice), {"label": label, "strength": strength, "unit": unit}
 
 
 CLEAN = {"label": "clean"}
@@ -1021,7 +1021,8 @@ def sound_clip(dice, labels=None) -> tuple[np.ndarray, dict]:
     quality = CLEAN
     if dice.rng.random() < 0.6:
         snr = round(dice.between(0, 20), 2)
-        wave, quality = add_noise(wave, snr, dice), {"label": "noise", "strength": snr}
+        wave = add_noise(wave, snr, dice)
+        quality = {"label": "noise", "strength": snr, "unit": "dB"}
     captions = describe(events)
     labels = list(dict.fromkeys(label for label, _, _ in events))
     return at_level(dice, wave), {
@@ -1082,7 +1083,7 @@ def background_clip(dice, engine) -> tuple[np.ndarray, dict]:
         **known,
         "labels": ["speech", label],
         "events": sorted(known["events"] + events, key=lambda event: event[1]),
-        "quality": {"label": "background", "strength": snr},
+        "quality": {"label": "background", "strength": snr, "unit": "dB"},
     }
 
 
