@@ -159,8 +159,9 @@ def worker_map(count, method=None, chunksize=1):
         try:
             yield partial(pool.map, chunksize=chunksize)
         except BrokenProcessPool:
-            found = "one that was killed, perhaps for want of memory: try fewer"
-            raise BadInput(f"--workers {count}: expected all of them to live, found {found}") from None
+            why = "expected all of them to live, found one that was killed"
+            hint = "perhaps for want of memory: try fewer"
+            raise BadInput(f"--workers {count}: {why}, {hint}") from None
         except BaseException:  # Ctrl-C too: nobody waits for what is under way
             for worker in active_children():
                 worker.kill()
@@ -930,14 +931,18 @@ def write_tokenizer(dir, vocab, merges, special):
 @contextmanager
 def written(path):
     """A file to write text to. It is written beside, then renamed: a reader sees the old file or
-    the new one, never half of one."""
+    the new one, never half of one; and where writing fails, nothing is left beside it."""
     beside = Path(f"{path}.part")
     try:
         file = open(beside, "w", encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except BaseException:
+        beside.unlink()
+        raise
     beside.replace(path)
 
 
@@ -1662,15 +1667,16 @@ def chance(example: dict) -> float:
 ROW = {"id": str, "task": str, "skill": str, "source": str, "licences": [str], "meta": dict}
 ASKED = {"question": str, "answer": str, "gold": dict}  # in ours, but for those of several turns
 ROW_KNOWN = {"choices": [str], "gold": dict}
-TIMES = [(str, float, float)]  # what, from, to
+INTERVALS = [(str, float, float)]  # what, from, to
 CORPUS = {
     "id": str, "path": str, "corpus": str, "split": {"train", "dev", "test"}, "duration": float,
     "licence": str,
 }  # fmt: skip
 CORPUS_KNOWN = {
-    "speaker": str, "transcript": str, "captions": [str], "labels": [str], "events": TIMES,
-    "emotion": str, "music": dict, "quality": dict, "dialogue": {"id": str, "turn": int},
-    "order": {"group": str, "index": int}, "words": TIMES, "phones": TIMES,
+    "speaker": str, "transcript": str, "captions": [str], "labels": [str],
+    "events": INTERVALS, "emotion": str, "music": dict, "quality": dict,
+    "dialogue": {"id": str, "turn": int}, "order": {"group": str, "index": int},
+    "words": INTERVALS, "phones": INTERVALS,
     "voice": {"f0": float, "tract": float, "rate": float, "breath": float},
 }  # fmt: skip
 GOLDS = {  # the shape of a gold's value, by its type
@@ -1684,7 +1690,7 @@ SPEAKERS = {  # AF3 and LLaMA-Factory name them otherwise
 }  # fmt: skip
 BLOCK = 1 << 16  # characters of a JSON array read at a time
 RECENT = 1 << 16  # ids that are not yet sorted in
-LONGEST = 1 << 26  # characters of one row; what is longer is a damaged array
+LONGEST = 1 << 24  # characters of one row; what is longer is damaged
 
 
 def stop(mistake: BadInput):
@@ -1728,8 +1734,10 @@ def read_values(path, refuse):
                 yield from read_array(path, io.TextIOWrapper(file, "utf-8-sig"))
                 return
             file.seek(0)
-            for number, line in enumerate(file, 1):
+            for number, line in lines_of(file):
                 try:
+                    if line is None:
+                        raise ValueError(f"a line of more than {LONGEST} bytes")
                     value = json.loads(line.removeprefix(codecs.BOM_UTF8)) if line.strip() else None
                 except (ValueError, RecursionError) as error:
                     refuse(BadInput(f"{path}: row {number}: expected JSON, found {error}"))
@@ -1740,6 +1748,20 @@ def read_values(path, refuse):
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8, found {error}") from None
+
+
+def lines_of(file):
+    """(number, line) of a binary file; None in place of a line longer than LONGEST, which never
+    lies in memory whole."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST)
+        if not line:
+            return
+        whole = len(line) < LONGEST or line.endswith(b"\n")
+        yield number, line if whole else None
+        while not whole:
+            line = file.readline(LONGEST)
+            whole = not line or line.endswith(b"\n")
 
 
 def read_array(path, file):
@@ -2058,7 +2080,7 @@ def download(url, path, size=None, digest=None, token=None, show=None):
     for _ in range(2):  # anew, once, if what was held or came turns out to be wrong
         part.touch()
         try:
-            fault = file_fault(part, fill(part, url, size, token, show), digest)
+            fault = file_fault(part, fill_part(part, url, size, token, show), digest)
         except Refused as refused:
             if refused.status != 416:
                 raise
@@ -2071,7 +2093,7 @@ def download(url, path, size=None, digest=None, token=None, show=None):
     raise BadInput(f"{masked(url)}: wrong twice: {fault}")
 
 
-def fill(part, url, size, token, show) -> int | None:
+def fill_part(part, url, size, token, show) -> int | None:
     """Append what is missing, however often the connection breaks, as long as more arrives. The
     size is returned, since it may be the server that knows it."""
     where, failed = masked(url), 0
@@ -2390,13 +2412,13 @@ HF_TOKEN in the environment opens gated repositories; HF_ENDPOINT is another def
 # Whatever grows with a corpus lies in a table on disk: AudioSet alone has two million clips.
 
 AUDIO = re.compile(r"\.(wav|flac|mp3|ogg)$", re.IGNORECASE)
-SPLITS = {  # what corpora call their splits, and we
+PART_SPLITS = {  # what corpora call their splits, and we
     "train": "train", "development": "train", "dev": "dev", "val": "dev", "validation": "dev",
     "test": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 
 
-def split_of(group: str) -> str:
+def split_by_group(group: str) -> str:
     """For a corpus without a test split: one of ten groups is test, one dev, the same for ever. A
     group is what must not be torn apart: an artist, a source recording."""
     tenth = int.from_bytes(hashlib.sha256(group.encode(errors="replace")).digest(), "big") % 10
@@ -2404,7 +2426,7 @@ def split_of(group: str) -> str:
 
 
 def clip_row(id, path, part, **known) -> dict:
-    return {"id": clean(str(id)), "path": path, "split": SPLITS.get(part), **known}
+    return {"id": clean(str(id)), "path": path, "split": PART_SPLITS.get(part), **known}
 
 
 def disk_table(columns: str):
@@ -2451,7 +2473,7 @@ def locate(root, *names) -> list[Path]:
 
 def part_of(file: Path):
     """The part of its corpus that a file is about, by its name: "eval" of eval_segments.csv."""
-    return next((word for word in re.findall("[a-z]+", file.stem) if word in SPLITS), None)
+    return next((word for word in re.findall("[a-z]+", file.stem) if word in PART_SPLITS), None)
 
 
 def read_lines(path):
@@ -2459,12 +2481,14 @@ def read_lines(path):
     does not hold, Latin-1."""
     check_file(path)
     with open(path, "rb") as file:
-        for i, line in enumerate(file):
+        for number, line in lines_of(file):
+            where, most = f"{path}: line {number}", f"at most {LONGEST} bytes"
+            expect(line is not None, where, most, "more")
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError:
                 text = line.decode("latin-1")
-            yield text.removeprefix("\ufeff") if i == 0 else text
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def read_tables(root, names, columns, header=True, tab=False, quotes=True):
@@ -2490,16 +2514,6 @@ def read_tables(root, names, columns, header=True, tab=False, quotes=True):
                     yield {"part": part_of(path), **dict(zip(found, cells))}
         except csv.Error as error:
             raise BadInput(f"{path}: line {rows.line_num}: {error}") from None
-
-
-def read_json_lines(path):
-    """Objects, one a line; {} for a line that holds none, so that it can be counted."""
-    for line in filter(str.strip, read_lines(path)):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        yield row if isinstance(row, dict) else {}
 
 
 def grouped(rows, column):
@@ -2667,7 +2681,7 @@ def music4all(root, find):
         music["mode"] = {0: "minor", 1: "major"}.get(mode)
         music["language"] = row.get("lang")
         about = {"labels": [*row.get("genres", "").split(","), *row.get("tags", "").split(",")]}
-        part = split_of(row.get("artist") or row["id"])
+        part = split_by_group(row.get("artist") or row["id"])
         yield clip_row(row["id"], find(f"audios/{row['id']}"), part, **about, music=known(music))
 
 
@@ -2689,22 +2703,27 @@ COUNTED = re.compile(rf"(\S.*?) ({'|'.join(NUMBERS)}) times?(?: and |\.?$)")
 def picoaudio(root, find):
     """A mixture stands in one list with its true times, and perhaps in another with times that a
     language model made up from the counts: those are no events."""
-    rows = (
-        {
-            "name": stem("/".join(str(row.get("filepath", "")).split("/")[-2:])),
-            "part": part_of(file),
-            "timed": "" if "FromGpt" in file.name else str(row.get("onoffCaption", "")),
-            "counted": str(row.get("frequencyCaption", "")),
-        }
-        for file in locate(root, "meta_data/*.json")
-        for row in read_json_lines(file)
-    )
-    for group in grouped(rows, "name"):
+    files = locate(root, "meta_data/*.json")
+    for group in grouped((row for file in files for row in picoaudio_rows(file)), "name"):
         timed = next((row["timed"] for row in group if row["timed"]), "")
         counted = [row["counted"] for row in group]
         events = timed_events(timed, counted)
         about = {"captions": [*counted, timed], "events": events, "labels": [e[0] for e in events]}
         yield clip_row(group[0]["name"], find(group[0]["name"]), group[0]["part"], **about)
+
+
+def picoaudio_rows(file):
+    """Its lines; one that is no object has no name, so that it is counted as damaged."""
+    damaged = []
+    for _, row in read_values(file, damaged.append):
+        row = row if isinstance(row, dict) else {}
+        yield {
+            "name": stem("/".join(str(row.get("filepath", "")).split("/")[-2:])),
+            "part": part_of(file),
+            "timed": "" if "FromGpt" in file.name else str(row.get("onoffCaption", "")),
+            "counted": str(row.get("frequencyCaption", "")),
+        }
+    yield from [{"name": "", "part": None, "timed": "", "counted": ""}] * len(damaged)
 
 
 def timed_events(timed: str, counted: list[str]) -> list:
@@ -2723,7 +2742,7 @@ def esc50(root, find):
     """Its folds are for cross-validation. Like UrbanSound8K's, its clips are cut from Freesound's
     recordings, whose number decides the split; so in both a recording is in the same one."""
     for row in read_tables(root, ["meta/esc50.csv"], "filename category esc10 src_file"):
-        path, part = find(f"audio/{row['filename']}"), split_of(row["src_file"])
+        path, part = find(f"audio/{row['filename']}"), split_by_group(row["src_file"])
         about = {"licence": "CC BY" if row["esc10"].lower() == "true" else "CC BY-NC"}
         about["labels"] = [row["category"].replace("_", " ")]
         yield clip_row(stem(row["filename"]), path, part, **about)
@@ -2734,7 +2753,7 @@ def urbansound8k(root, find):
     for row in read_tables(root, ["metadata/UrbanSound8K.csv"], columns):
         name, labels = row["slice_file_name"], [row["class"].replace("_", " ")]
         path = find(f"fold{row['fold']}/{name}")
-        yield clip_row(stem(name), path, split_of(row["fsid"]), labels=labels)
+        yield clip_row(stem(name), path, split_by_group(row["fsid"]), labels=labels)
 
 
 def vggsound(root, find):
@@ -2967,7 +2986,7 @@ SILENT = 1e-3  # a peak below -60 dB
 SHOWN = 5  # of each kind of trouble; --skipped lists them all
 
 
-def loudness(name, file, first=0, last=None) -> tuple[str, float, float]:
+def sound_of(name, file, first=0, last=None) -> tuple[str, float, float]:
     """(hash, peak, root mean square) of the decoded samples, a block at a time. The hash is of
     rate, channels and samples, so it is the same for a wav and its flac."""
     digest = hashlib.blake2b(f"{file.samplerate} {file.channels}".encode(), digest_size=16)
@@ -2994,7 +3013,7 @@ def measure(row: dict, hashed: bool) -> dict:
             expect(row["duration"] > 0, row["path"], "at least a millisecond", "less")
             if hashed:
                 last = None if end is None else round(end * file.samplerate)
-                heard = loudness(name, file, round(start * file.samplerate), last)
+                heard = sound_of(name, file, round(start * file.samplerate), last)
                 row |= {"hash": heard[0], "peak": round(heard[1], 6), "silent": heard[1] < SILENT}
     except BadInput as mistake:
         row["skip"] = "undecodable", str(mistake).removeprefix(f"{row['path']}: ")
@@ -3132,7 +3151,7 @@ def add_corpus(commands):
 # Looking at one clip.
 
 SHADES = " ░▒▓█"
-DYNAMICS = 1.5  # of log_mel's units: what is 60 dB under the loudest is blank
+VISIBLE = 1.5  # of log_mel's units: what is 60 dB under the loudest is blank
 
 
 def picture(wave, width: int, height=16) -> list[str]:
@@ -3140,8 +3159,8 @@ def picture(wave, width: int, height=16) -> list[str]:
     windows = split_windows(wave, max_seconds=len(wave))  # all of it, however long
     mel = torch.cat([log_mel(w)[:, : n_frames(len(w))] for w in windows], dim=1)
     cells = F.adaptive_max_pool2d(mel[None], (height, width))[0].flip(0)
-    floor = max(float(cells.max()) - DYNAMICS, -1.4)  # -1.5 is digital silence
-    shades = ((cells - floor) / DYNAMICS).clamp(0, 1) * (len(SHADES) - 1)
+    floor = max(float(cells.max()) - VISIBLE, -1.4)  # -1.5 is digital silence
+    shades = ((cells - floor) / VISIBLE).clamp(0, 1) * (len(SHADES) - 1)
     return ["".join(SHADES[round(shade)] for shade in line) for line in shades.tolist()]
 
 
@@ -3151,7 +3170,7 @@ def show_clip(args):
     with open_audio(args.file) as (name, file):
         length = file.frames / file.samplerate
         kind = f"{file.format} {file.subtype}, {file.samplerate} Hz, {file.channels} channel(s)"
-        _, peak, power = loudness(name, file)
+        _, peak, power = sound_of(name, file)
     level = "silent"
     if peak:
         level = f"peak {20 * math.log10(peak):.1f} dBFS, RMS {20 * math.log10(power):.1f} dBFS"
@@ -3166,8 +3185,8 @@ def show_clip(args):
 def print_rows(file, corpus):
     """Every row of the corpus that is about this file; a long recording has many."""
     base, wanted, found = Path(corpus).parent, os.path.realpath(file), 0
-    for number, row in enumerate(read_json_lines(corpus), 1):
-        expect(row, f"{corpus}: row {number}", "a JSON object", "something else")
+    for number, row in read_values(corpus, stop):
+        expect(isinstance(row, dict), f"{corpus}: row {number}", "an object", f"{row!r:.80}")
         if os.path.realpath(base / str(row.get("path"))) == wanted:
             found += 1
             for name, value in row.items():

@@ -35,7 +35,7 @@ import soundfile
 
 from prepare import (
     RATE, BadInput, Parser, Refused, clean, cli, expect, load_audio, open_audio, progress,
-    read_json, read_values, request, stop, warn, worker_map, write_json,
+    read_json, read_values, request, stop, warn, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1175,11 +1175,9 @@ def shard_clips(shard, count) -> range:
 
 
 def write_rows(out, shard, rows):
-    path = rows_file(out, shard)
-    part = path.with_name(path.name + ".part")
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(path)
+    with written(rows_file(out, shard)) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_shard(out, count, seed, engine, shard) -> list[str]:
@@ -1225,7 +1223,7 @@ def is_written(out, count, shard) -> bool:
     return whole and all(file.exists() and file.stat().st_size > 0 for file in files)
 
 
-def unpack(out):
+def unpack_rows(out):
     """The rows of a corpus, by shard again, so that what it lacks can be found and made."""
     if not (out / "corpus.jsonl").exists():
         return
@@ -1256,7 +1254,7 @@ def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     out = Path(out)
     voices = {"voice": engine.kind, "model": engine.model, "voices": engine.voices}
     open_world(out, {"clips": count, "seed": seed, **voices})
-    unpack(out)
+    unpack_rows(out)
     shards = range(-(-count // SHARD))
     todo = [shard for shard in shards if not is_written(out, count, shard)]
     ready = count - sum(len(shard_clips(shard, count)) for shard in todo)
@@ -1266,10 +1264,9 @@ def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
         for shard, lost in zip(todo, spread(job, todo)):
             missing += lost
             show(len(shard_clips(shard, count)))
-    with open(out / "corpus.jsonl.part", "w", encoding="utf-8") as corpus:
+    with written(out / "corpus.jsonl") as corpus:
         for shard in shards:
             corpus.write(rows_file(out, shard).read_text(encoding="utf-8"))
-    (out / "corpus.jsonl.part").replace(out / "corpus.jsonl")
     for shard in shards:
         rows_file(out, shard).unlink()
     return missing

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zipfile
 from collections import defaultdict
 
@@ -23,7 +24,7 @@ import pytest
 import soundfile
 
 import prepare
-from prepare import BadInput, split_of, timed_events, unpack
+from prepare import BadInput, split_by_group, timed_events, unpack
 from tests.conftest import ROOT
 
 
@@ -334,7 +335,7 @@ def test_music4all(data, convert):
     sound(data / "audios/0009fF.wav", channels=2)
     sound(data / "audios/b.wav")
     rows, _, _ = convert("music4all")
-    split, licence = split_of("Queen"), "CC BY-NC-SA 4.0, research only"
+    split, licence = split_by_group("Queen"), "CC BY-NC-SA 4.0, research only"
     music = {"energy": 0.9, "valence": 0.5, "danceability": 0.3, "tempo": 119.9, "key": "C#"}
     assert rows == [
         row("0009fF", "audios/0009fF.wav", "music4all", split, 0.5, licence,
@@ -424,12 +425,12 @@ def test_esc50_and_urbansound8k_split_a_freesound_recording_alike(data, convert)
     urban, _, _ = convert("urbansound8k")
     assert len(esc) == 60 and len(urban) == 30
     assert esc[2] == row(
-        "1-1-A-0", "ESC-50-master/audio/1-1-A-0.wav", "esc50", split_of("1"), 0.1,
+        "1-1-A-0", "ESC-50-master/audio/1-1-A-0.wav", "esc50", split_by_group("1"), 0.1,
         "CC BY-NC", labels=["dog bark"],
     )  # fmt: skip
     assert esc[0]["licence"] == "CC BY"
     assert urban[1] == row(
-        "1-3-0-0", "UrbanSound8K/audio/fold2/1-3-0-0.wav", "urbansound8k", split_of("1"), 0.1,
+        "1-3-0-0", "UrbanSound8K/audio/fold2/1-3-0-0.wav", "urbansound8k", split_by_group("1"), 0.1,
         "CC BY-NC", labels=["dog bark"],
     )  # fmt: skip
     splits = defaultdict(set)
@@ -442,9 +443,9 @@ def test_esc50_and_urbansound8k_split_a_freesound_recording_alike(data, convert)
 
 
 def test_the_hash_that_splits_is_fair_and_the_same_for_ever():
-    found = [split_of(str(i)) for i in range(3000)]
+    found = [split_by_group(str(i)) for i in range(3000)]
     assert 240 < found.count("test") < 360 and 240 < found.count("dev") < 360
-    assert [split_of(group) for group in ("18", "2", "Queen")] == ["test", "dev", "train"]
+    assert [split_by_group(group) for group in ("18", "2", "Queen")] == ["test", "dev", "train"]
 
 
 def test_vggsound(data, convert):
@@ -620,7 +621,7 @@ def test_hash_is_of_the_sound_alone(tmp_path):
     for name, (samples, rate, subtype) in made.items():
         soundfile.write(tmp_path / name, samples, rate, subtype=subtype)
         with prepare.open_audio(tmp_path / name) as opened:
-            hashes[name] = prepare.loudness(*opened)[0]
+            hashes[name] = prepare.sound_of(*opened)[0]
     assert hashes["a.wav"] == hashes["b.flac"] == hashes["c.wav"]
     assert len(set(hashes.values())) == 4
 
@@ -714,7 +715,18 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
         with pytest.raises(BadInput) as found:
             run(*args)
         assert expected in str(found.value)
-    assert not (tmp_path / "c.jsonl").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # and no half of c.jsonl
+
+
+def test_a_line_without_end_is_not_held(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "LONGEST", 1 << 16)
+    text(data / "vggsound.csv", "aaaaaaaaaaa,1,dog,test\n" + "x" * (1 << 23))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="vggsound.csv: line 2: expected at most 65536 bytes"):
+        run("corpus", "vggsound", "--root", data, "--out", tmp_path / "c", "--workers", 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
 
 
 # ---------------------------------------------------------------- downloads and archives
@@ -929,7 +941,12 @@ def test_what_was_left_out_is_not_written_over_the_rows(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "text, named", [("not json\n", "row 1: expected a JSON object"), (None, "a corpus.jsonl")]
+    "text, named",
+    [
+        ("not json\n", "row 1: expected JSON"),
+        ("{}\n5\n", "row 2: expected an object, found 5"),
+        (None, "a corpus.jsonl"),
+    ],
 )
 def test_show_refuses_what_is_no_corpus(tmp_path, capsys, text, named):
     clip, corpus = tmp_path / "a.wav", tmp_path / "corpus.jsonl"

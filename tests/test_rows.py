@@ -391,6 +391,24 @@ def test_a_damaged_array_is_not_read_to_its_end(folder, monkeypatch):
     assert peak < 4 << 20
 
 
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_line_without_end_is_refused_by_its_number_and_not_held(folder, end, monkeypatch):
+    monkeypatch.setattr("prepare.LONGEST", 1 << 17)
+    path, refused = write(folder, [ROW, {**ROW, "id": "fits", "answer": "x" * 120_000}]), []
+    with open(path, "a") as file:
+        file.write('{"id": "' + "x" * (1 << 23) + '"}' + end)
+        file.write(json.dumps({**ROW, "id": "after"}) if end else "")
+    tracemalloc.start()
+    kept = [row["id"] for row in read_rows(path, refused.append)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept == [ROW["id"], "fits"] + ["after"] * bool(end)
+    assert [str(mistake) for mistake in refused] == [
+        f"{path}: row 3: expected JSON, found a line of more than {1 << 17} bytes"
+    ]
+    assert peak < 2 << 20
+
+
 @pytest.mark.parametrize("name", ["gone.jsonl", "folder"])
 def test_a_file_that_cannot_be_read_is_named(folder, name):
     (folder / "folder").mkdir()
