@@ -2418,11 +2418,11 @@ PART_SPLITS = {  # what corpora call their splits, and we
 }  # fmt: skip
 
 
-def split_by_group(group: str) -> str:
-    """For a corpus without a test split: one of ten groups is test, one dev, the same for ever. A
-    group is what must not be torn apart: an artist, a source recording."""
-    tenth = int.from_bytes(hashlib.sha256(group.encode(errors="replace")).digest(), "big") % 10
-    return {0: "test", 1: "dev"}.get(tenth, "train")
+def split_by_group(group: str, splits=("test", "dev", *("train",) * 8)) -> str:
+    """For a corpus without a test split: of ten groups one is test, one dev, the same for ever. A
+    group is what must not be torn apart: a speaker, an artist, a source recording."""
+    number = int.from_bytes(hashlib.sha256(group.encode(errors="replace")).digest(), "big")
+    return splits[number % len(splits)]
 
 
 def clip_row(id, path, part, **known) -> dict:
@@ -2622,6 +2622,15 @@ def librispeech(root, find):
             if (index := id.rpartition("-")[2]).isdecimal():
                 about["order"] = {"group": f"{speaker}-{chapter}", "index": int(index)}
             yield clip_row(id, find(f"{chapter}/{id}"), part.split("-")[0], **about)
+
+
+def mini_librispeech(root, find):
+    """It has no test split: half of its dev speakers are test. None of those in train are, for
+    LibriSpeech trains on them too, and the two may be used together."""
+    for row in librispeech(root, find):
+        if row["split"] == "dev":
+            row["split"] = split_by_group(row["speaker"], ("dev", "test"))
+        yield row
 
 
 def common_voice(root, find):
@@ -2841,7 +2850,7 @@ CORPORA = {
         },
     ),
     "mini-librispeech": Corpus(
-        librispeech, "CC BY 4.0", "https://www.openslr.org/31", LIBRISPEECH, f"{OPENSLR}31/",
+        mini_librispeech, "CC BY 4.0", "https://www.openslr.org/31", LIBRISPEECH, f"{OPENSLR}31/",
         {"dev-clean-2.tar.gz": None, "train-clean-5.tar.gz": None},
     ),
     "common-voice": Corpus(
@@ -3116,7 +3125,8 @@ CORPUS_HELP = f"""\
 example: python prepare.py corpus esc50 --root /data/esc50 --out esc50.jsonl --download
 
 A line of corpus.jsonl is a clip and what is known of it. Splits are the corpus's own; where it has
-no test split, whole groups (a speaker, a source recording) are drawn by a hash of their name.
+no test split, whole groups are drawn by a hash of their name: the source recordings of esc50 and
+urbansound8k, the artists of music4all, and of mini-librispeech half of the dev speakers.
 --download works for {", ".join(name for name, corpus in CORPORA.items() if corpus.files)}.
 
 What --root has to hold:

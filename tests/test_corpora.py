@@ -229,6 +229,23 @@ def test_librispeech(name, data, convert):
     assert "skipped: 2 missing;" in out
 
 
+def test_mini_librispeech_has_a_test_split_of_whole_speakers(data, convert):
+    """Half of the dev speakers, each with all of his chapters; train is left as it is."""
+    for speaker in range(40):
+        for chapter in (7, 8):
+            part = "train-clean-5" if speaker < 20 else "dev-clean-2"
+            folder = data / f"LibriSpeech/{part}/{speaker}/{chapter}"
+            text(folder / f"{speaker}-{chapter}.trans.txt", f"{speaker}-{chapter}-0000 A\n")
+            sound(folder / f"{speaker}-{chapter}-0000.flac", 0.1)
+    splits = defaultdict(set)
+    for r in convert("mini-librispeech")[0]:
+        splits[int(r["speaker"])].add(r["split"])
+    assert len(splits) == 40 and all(len(found) == 1 for found in splits.values())
+    assert all(splits[speaker] == {"train"} for speaker in range(20))
+    found = [split for speaker in range(20, 40) for split in splits[speaker]]
+    assert found.count("test") + found.count("dev") == 20 and 5 < found.count("test") < 15
+
+
 def test_common_voice(data, convert):
     base = data / "cv-corpus-17.0-2024-03-15/de"
     old = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
