@@ -25,6 +25,7 @@ This file imports nothing of ours. Everything else imports it.
 import argparse
 import codecs
 import csv
+import gzip
 import hashlib
 import heapq
 import io
@@ -1954,7 +1955,7 @@ def request(
             if status // 100 == 2:
                 return response if stream else read_body(where, response, limit)
             refused = refusal(where, response, token)
-            again = status in (408, 409, 425, 429) or status >= 500
+            again = status in (408, 409, 425, 429) or (status >= 500 and status != 501)
         except (requests.RequestException, ValueError) as error:
             refused = Refused(f"{where}: {masked(error, token)}")
             again = not isinstance(error, ValueError)  # an address that is none stays none
@@ -1990,7 +1991,8 @@ def send(method, url, body, token, headers, timeout):
             auth=sign if token and urlsplit(url)[:2] == home else None, allow_redirects=False,
         )  # fmt: skip
         target = response.headers.get("Location")
-        if response.status_code not in (301, 302, 303, 307, 308) or not target or method != "GET":
+        moved = response.status_code in (301, 302, 303, 307, 308) and target
+        if not moved or method not in ("GET", "HEAD"):
             return response
         response.close()
         url = urljoin(url, target)
@@ -2049,20 +2051,24 @@ def pause(attempt, asked=""):
     time.sleep(min(max(wait, PAUSE), LONGEST_PAUSE) * random.uniform(1, 1.25))
 
 
-def progress(label, total, done=0, unit="MB", scale=1e6):
-    """A function to be told how much more is done; it keeps one line on a terminal up to date."""
+def progress(label, total=None, done=0, unit="MB", scale=1e6):
+    """A function to be told how much more is done; it keeps one line on a terminal up to date.
+    Without a total, nobody knows how much there will be."""
     start, begun, shown = time.monotonic(), done, 0.0
 
     def show(more):
         nonlocal done, shown
         done, now = done + more, time.monotonic()
-        if not sys.stderr.isatty() or (now - shown < 0.2 and done < total):
+        ended = total is not None and done >= total
+        if not sys.stderr.isatty() or (now - shown < 0.2 and not ended):
             return
         shown, rate = now, (done - begun) / max(now - start, 1e-3)
-        left = f"{max(0, total - done) / rate / 60:.0f} min left" if rate else ""
-        line = f"{label}: {done / scale:.0f} of {total / scale:.0f} {unit}"
-        line = clean(f"{line}, {rate / scale:.1f} {unit}/s, {left}")
-        print(f"\x1b[K{line}", end="\n" if done >= total else "\r", file=sys.stderr, flush=True)
+        of = left = ""
+        if total is not None:
+            of = f" of {total / scale:.0f}"
+            left = f", {max(0, total - done) / rate / 60:.0f} min left" if rate else ""
+        line = clean(f"{label}: {done / scale:.0f}{of} {unit}, {rate / scale:.1f} {unit}/s{left}")
+        print(f"\x1b[K{line}", end="\n" if ended else "\r", file=sys.stderr, flush=True)
 
     return show
 
@@ -2144,6 +2150,20 @@ def append(part, response, held, whole, show):
                 show(len(new))
             if file.tell() == whole:
                 return
+
+
+def size_at(url) -> int | None:
+    """The size of the file at `url`, where the server tells it: some know no HEAD, or do not know
+    how long what they send will be."""
+    try:
+        identity = {"Accept-Encoding": "identity"}
+        with request("HEAD", url, headers=identity, stream=True) as response:
+            said = response.headers.get("Content-Length", "")
+    except Refused as refused:
+        if refused.status not in (400, 403, 405, 501):
+            raise
+        return None
+    return int(said) or None if re.fullmatch("[0-9]+", said) else None
 
 
 def size_of(path) -> int:
@@ -2921,6 +2941,7 @@ CORPORA = {
 
 MOST_UNPACKED = 1 << 40  # bytes
 MOST_RATIO = 100  # of unpacked to packed; sound has 1 to 3
+MOST_HEADER = 1 << 20  # bytes between two members of a tar; a long name has some hundred
 
 
 def fetch(name, root, parts):
@@ -2930,20 +2951,32 @@ def fetch(name, root, parts):
     expect(corpus.files, f"{name}: --download", "an open corpus", f"a gated one. {ask(name)}")
     wanted = [file for file in corpus.files if not parts or file.startswith(tuple(parts))]
     expect(wanted, f"{name}: --download", f"parts of {', '.join(corpus.files)}", parts)
-    for file in wanted:
-        path, done = root / file, root / f"{file}.unpacked"
-        if done.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download(corpus.base + file, path, digest=corpus.files[file])
+    wanted = [file for file in wanted if not (root / f"{file}.unpacked").exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    fetch_files(name, root, wanted)
+    for path in (root / file for file in wanted):
         if path.suffix == ".7z":
             by_hand.append(f"7z x -o{shlex.quote(str(root))} {shlex.quote(str(path))}")
         elif path.suffix in (".gz", ".tgz", ".zip"):
             unpack(path, root)
-            done.touch()
+            Path(f"{path}.unpacked").touch()
     if by_hand:
         print("\n".join(by_hand))
         raise BadInput(f"{name}: run the printed lines, then this one without --download")
+
+
+def fetch_files(name, root, wanted):
+    """Download those that are not there. A file has its name only since all of it had come, so
+    where no digest is published, being there is enough."""
+    base, digests, show = CORPORA[name].base, CORPORA[name].files, progress(f"{name}: checking")
+    lacking = [file for file in wanted if file_fault(root / file, None, digests[file], show)]
+    sizes = {file: size_at(base + file) for file in lacking}
+    held = sum(size_of(root / f"{file}.part") for file in lacking)
+    check_space(root, sum(filter(None, sizes.values())) - held)
+    show = progress(name, None if None in sizes.values() else sum(sizes.values()), held)
+    for file, size in sizes.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        download(base + file, root / file, size, digests[file], show=show)
 
 
 def ask(name) -> str:
@@ -2953,40 +2986,88 @@ def ask(name) -> str:
 
 
 def unpack(archive, folder):
-    """Unpack a tar or zip. Nothing in it may land outside of the folder, be a link or a device, or
-    grow without measure: the first such member is named and ends it."""
-    packed, total, name = os.path.getsize(archive), 0, "its list"
+    """Unpack a tar or zip, which is read through first: where a member is not what it may be, or
+    the disk has no place for all of them, nothing is unpacked."""
+    folder, total, held = Path(folder), 0, 0
+    show = progress(f"{archive}: looking through")
+    for path, size in members(archive):
+        total, held = total + size, held + min(size, size_of(folder / path))
+        show(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, total - held)
+    show = progress(f"{archive}: unpacking", total)
+    for _, size in members(archive, folder):
+        show(size)
+
+
+def members(archive, folder=None):
+    """(path, size) of each member, which is then unpacked if there is a folder. None may lead out
+    of it, be a link or a device, or make all grow without measure: that one is named."""
+    most, total, name = min(MOST_UNPACKED, MOST_RATIO * os.path.getsize(archive)), 0, "its list"
+    listed = zip_members if zipfile.is_zipfile(archive) else tar_members
     try:
-        for name, plain, size, extract in members(archive, folder):
+        for name, plain, size, extract in listed(archive):
             where, path = f"{archive}: {name}", str(PurePosixPath(name))  # "./a/" is "a"
             inside = path == "." or stays_inside(path)
             expect(inside, where, "a path inside of the archive", "one that leads out of it")
             expect(plain, where, "a file or a folder", "a link or a device")
-            total += size
-            fits = total <= min(MOST_UNPACKED, MOST_RATIO * packed)
+            total += max(size, 512)  # an empty file takes its place too
+            fits = total <= most
             expect(fits, where, f"at most {MOST_RATIO} times the packed size", f"{total} bytes")
-            extract()
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise BadInput(f"{archive}: {name}: cannot be unpacked ({error})") from None
-    except RuntimeError as error:  # a password is wanted, or a method that is not there
+            yield path, size
+            if folder:
+                extract(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        hint = "delete it, and --download brings it again"
+        raise BadInput(f"{archive}: {name}: cannot be unpacked ({error}); {hint}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a password is wanted
         raise BadInput(f"{archive}: {name}: cannot be unpacked ({error})") from None
 
 
-def members(archive, folder):
-    """(name, whether it is a file or folder, size, function to extract it)"""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for member in packed.infolist():
-                kind, extract = member.external_attr >> 16, partial(packed.extract, member, folder)
-                plain = stat.S_IFMT(kind) in (0, stat.S_IFREG, stat.S_IFDIR)
-                yield member.filename, plain, member.file_size, extract
-        return
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            extract = partial(packed.extract, member, folder, filter="data")
-            yield member.name, member.isfile() or member.isdir(), member.size, extract
-        while packed.fileobj.read(1 << 20):  # gzip's checksum stands behind the end of the tar
+def zip_members(archive):
+    """(name, whether it is a file or folder, size, function to extract it into a folder)"""
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            yield member.filename, plain, member.file_size, partial(packed.extract, member)
+
+
+def tar_members(archive):
+    """The same of a tar, packed by gzip or not, however many there are."""
+    with open(archive, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        tape = Tape(archive, gzip.GzipFile(fileobj=raw) if zipped else raw)
+        with tarfile.open(fileobj=tape, mode="r:") as packed:
+            while member := packed.next():
+                packed.members.clear()  # else it keeps them all
+                tape.left = math.inf
+                extract = partial(packed.extract, member, filter="data")
+                yield member.name, member.isfile() or member.isdir(), member.size, extract
+                tape.left = MOST_HEADER
+        while tape.file.read(1 << 20):  # gzip's checksum stands behind the end of the tar
             pass
+
+
+class Tape:
+    """A tar's bytes, of which few may be read between two members. Behind a header may lie more of
+    it (long names, comments, a map of holes), as much as it says; tarfile holds it all in memory,
+    and gzip packs 400 MB of nothing into one."""
+
+    def __init__(self, archive, file):
+        self.archive, self.file, self.left, self.name = archive, file, MOST_HEADER, "its list"
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size):
+        self.left -= size
+        if self.left < 0:
+            most = f"a header of at most {MOST_HEADER} bytes"
+            raise BadInput(f"{self.archive}: {self.name}: expected {most}, found more")
+        block = self.file.read(size)
+        if block[257:262] == b"ustar":  # a header, and it begins with a name
+            self.name = block[:100].split(b"\0")[0].decode(errors="replace")
+        return block
 
 
 # --- writing corpus.jsonl
@@ -3074,13 +3155,12 @@ def write_corpus(args):
     expect(apart, f"--skipped {args.skipped}", "another file than --out", "the same")
     corpus, real = CORPORA[args.name], Path(os.path.realpath(root))
     seen = disk_table("id text primary key, split text, hash text")
-    skipped, clips, seconds, begun = Counter(), Counter(), 0.0, time.monotonic()
+    skipped, clips, seconds = Counter(), Counter(), 0.0
+    show = progress(args.name, unit="rows", scale=1)
     with written(args.skipped) if args.skipped else nullcontext() as log, written(out) as file:
         rows = vetted(corpus.read(real, index_audio(real)), seen)
-        for count, row in enumerate(measured(rows, args.hash, args.workers), 1):
-            if sys.stderr.isatty() and count % 1000 == 0:  # how many there will be, nobody knows
-                pace = f"{count / (time.monotonic() - begun):.0f}/s"
-                print(f"\r{args.name}: {count} rows, {pace}", end="\r", file=sys.stderr)
+        for row in measured(rows, args.hash, args.workers):
+            show(1)
             if "skip" in row:
                 reason, detail = row["skip"]
                 skipped[reason] += 1
