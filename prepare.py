@@ -1690,7 +1690,6 @@ SPEAKERS = {  # AF3 and LLaMA-Factory name them otherwise
     "system": "system",
 }  # fmt: skip
 BLOCK = 1 << 16  # characters of a JSON array read at a time
-RECENT = 1 << 16  # ids that are not yet sorted in
 LONGEST = 1 << 24  # characters of one row; what is longer is damaged
 
 
@@ -1710,15 +1709,25 @@ def read_corpus(path, refuse=stop):
     yield from checked(path, refuse, lambda row, name: as_corpus(row, Path(path).parent))
 
 
+def disk_table(columns: str):
+    """An empty table `it`, in memory while it is small, then in a file that goes with it. Who
+    reads on may be another thread than who began."""
+    table = sqlite3.connect("", check_same_thread=False)
+    table.execute(f"create table it ({columns})")
+    return table
+
+
 def checked(path, refuse, check):
-    seen_before = duplicates()
+    seen = disk_table("id blob primary key")
     for number, row in read_values(path, refuse):
         where = f"{path}: row {number}"
         try:
             expect(isinstance(row, dict), "row", "an object", f"{row!r:.80}")
             where += f" ({row['id']})" if isinstance(row.get("id"), str) else ""
             row = check(row, f"{Path(path).stem}-{number}")
-            expect(not seen_before(row["id"]), "id", "one of its own", "a duplicate")
+            id = row["id"].encode("utf-8", "surrogatepass")  # JSON can hold half a character
+            fresh = seen.execute("insert or ignore into it values (?)", (id,)).rowcount
+            expect(fresh, "id", "one of its own", "a duplicate")
         except BadInput as mistake:
             refuse(BadInput(f"{where}: {mistake}"))
             continue
@@ -1786,28 +1795,6 @@ def read_array(path, file):
         number, text = number + 1, rest.removeprefix(",").lstrip()
     rest = text[1:] + file.read(BLOCK)
     expect(not rest.strip(), path, "the end behind its JSON array", f"{rest!r:.60}")
-
-
-def duplicates():
-    """A function that tells whether an id came before. It keeps eight bytes of each: those of the
-    last ones in a set, the others sorted in one array. That two of a billion ids share theirs has
-    a chance of 3 %, of a million one in 30 million."""
-    old, new = np.zeros(0, np.uint64), set()
-
-    def seen_before(id) -> bool:
-        nonlocal old
-        digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        key = int.from_bytes(digest, "big")
-        place = int(np.searchsorted(old, np.uint64(key)))
-        if key in new or (place < len(old) and int(old[place]) == key):
-            return True
-        new.add(key)
-        if len(new) == RECENT:
-            old = np.sort(np.concatenate([old, np.fromiter(new, np.uint64)]))
-            new.clear()
-        return False
-
-    return seen_before
 
 
 def as_corpus(row: dict, root) -> dict:
@@ -2449,13 +2436,6 @@ def clip_row(id, path, part, **known) -> dict:
     return {"id": clean(str(id)), "path": path, "split": PART_SPLITS.get(part), **known}
 
 
-def disk_table(columns: str):
-    """An empty table `it`, in memory while it is small, then in a file that goes with it."""
-    table = sqlite3.connect("")
-    table.execute(f"create table it ({columns})")
-    return table
-
-
 def stem(name: str) -> str:
     """A file's name without its audio extension. An id may hold dots of its own, and a Mac spells
     accents in another way."""
@@ -2502,8 +2482,9 @@ def read_lines(path):
     check_file(path)
     with open(path, "rb") as file:
         for number, line in lines_of(file):
-            where, most = f"{path}: line {number}", f"at most {LONGEST} bytes"
-            expect(line is not None, where, most, "more")
+            if line is None:
+                most = f"at most {LONGEST} bytes"
+                raise BadInput(f"{path}: line {number}: expected {most}, found more")
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError:

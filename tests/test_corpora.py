@@ -80,7 +80,7 @@ def row(id, path, corpus, split, duration, licence, **known):
     return {**first, "duration": duration, "licence": licence, **known}
 
 
-# ---------------------------------------------------------------- the fourteen, row by row
+# ---------------------------------------------------------------- the sixteen, row by row
 
 
 def label_files(data):
