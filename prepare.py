@@ -156,9 +156,16 @@ def worker_map(count, method=None, chunksize=1):
     if count == 1:
         yield map
         return
+
+    def spread(job, things):  # pool.map() would cancel on the way out what the killed still had
+        things = iter(things)
+        chunks = iter(lambda: list(itertools.islice(things, chunksize)), [])
+        for done in [pool.submit(do_each, job, chunk) for chunk in chunks]:
+            yield from done.result()
+
     with ProcessPoolExecutor(count, get_context(method), follow) as pool:
         try:
-            yield partial(pool.map, chunksize=chunksize)
+            yield spread
         except BrokenProcessPool:
             why = "expected all of them to live, found one that was killed"
             hint = "perhaps for want of memory: try fewer"
@@ -167,6 +174,10 @@ def worker_map(count, method=None, chunksize=1):
             for worker in active_children():
                 worker.kill()
             raise
+
+
+def do_each(job, things) -> list:
+    return [job(thing) for thing in things]
 
 
 def follow():

@@ -539,12 +539,13 @@ def test_workers_and_places_change_nothing(data, convert, tmp_path, capsys):
 
 @pytest.fixture
 def working(data, tmp_path):
-    """The command with two workers, one of which waits for a clip that never comes: a pipe that
+    """The command with two workers, both of which wait for a clip that never comes: a pipe that
     somebody has to write to. Its process, and a function to list its living children's ids."""
-    commands(data, 4)
-    pipe = data / "yes/00_nohash_0.wav"
-    pipe.unlink()
-    os.mkfifo(pipe)
+    names = commands(data, 200)
+    pipes = [data / f"{names[i]}.wav" for i in (0, 16)]  # a worker gets sixteen clips at a time
+    for pipe in pipes:
+        pipe.unlink()
+        os.mkfifo(pipe)
     words = ["corpus", "speech-commands", "--root", data, "--out", tmp_path / "c.jsonl"]
     started = subprocess.Popen(
         [sys.executable, ROOT / "prepare.py", *words, "--workers", "2"],
@@ -557,15 +558,16 @@ def working(data, tmp_path):
         ours = [int(pid) for sid, pid, state in rows if int(sid) == started.pid and state[0] != "Z"]
         return [pid for pid in ours if pid != started.pid]
 
-    end, writer = time.monotonic() + 60, None
-    while writer is None:
+    end, writers = time.monotonic() + 60, []
+    while len(writers) < len(pipes):
         assert time.monotonic() < end and started.poll() is None
-        try:
-            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # refused until somebody reads
+        try:  # refused until somebody reads
+            writers.append(os.open(pipes[len(writers)], os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
             time.sleep(0.05)
     yield started, children
-    os.close(writer)
+    for writer in writers:
+        os.close(writer)
     for pid in [started.pid, *children()]:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -586,6 +588,13 @@ def test_workers_do_not_outlive_who_started_them(working):
     assert len(children()) >= 2
     started.kill()
     assert soon_none(children)
+
+
+def test_ctrl_c_is_quiet_and_at_once(working, tmp_path):
+    started, children = working
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+    assert started.communicate(timeout=60)[1] == "" and started.returncode == 130
+    assert not list(tmp_path.glob("c.jsonl*")) and soon_none(children)
 
 
 def test_a_worker_that_is_killed_is_one_line(working, tmp_path):
