@@ -1490,7 +1490,7 @@ def find_choice(text: str, choices: list[str]):
 
 def find_keywords(answer: str, gold: list[str]):
     """The content words of the last statement that has some; of what it quotes, if it quotes."""
-    wanted = {word for keyword in gold for word in words(keyword)}
+    wanted = {word for keyword in gold for word in words(plain(keyword))}
     for statement in reversed(statements(plain(answer))):
         quoted = re.findall(r'"([^"]+)"', statement)
         said = set(words(" ".join(quoted) or re.sub(r"#\d+", " ", statement)))
@@ -1532,8 +1532,8 @@ def parse(gold: dict, answer: str):
         return whole[0] if whole else None
     if kind == "keywords":
         return find_keywords(answer, value)
-    if kind == "text":
-        return terms(answer) or None
+    if kind == "text":  # a caption, or whatever else, may come after what led to it
+        return terms(re.split(r"(?i)\banswer(?: is)?:", answer)[-1]) or None
     return verdict(answer, FINDERS[kind])
 
 
@@ -1559,7 +1559,7 @@ def score(gold: dict, answer: str) -> float | None:
         right = found[0] in (None, value.get("clip", found[0]))
         return float(right and overlap(found[1:], (value["on"], value["off"])) > 0.5 - 1e-9)
     if kind == "keywords":
-        return f1(found, {word for keyword in value for word in words(keyword)})
+        return f1(found, {word for keyword in value for word in words(plain(keyword))})
     if kind == "text":
         return score_text(value, found)
     if kind == "transcript":  # "she said: go" may be a report of "go", or what was said
