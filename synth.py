@@ -45,8 +45,8 @@ import soundfile
 
 from prepare import (
     RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, load_audio,
-    load_clip, open_audio, progress, read_corpus, read_json, read_rows, read_values, request,
-    score, stop, warn, words, write_json,
+    load_clip, open_audio, progress, read_corpus, read_json, read_lines, read_rows, read_values,
+    request, score, stop, warn, words, write_json,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1628,7 +1628,8 @@ def quote(row) -> str:
 
 
 class Shelf:
-    def __init__(self):
+    def __init__(self, out=".", engine=FORMANT, sentences=()):
+        self.out, self.engine, self.sentences = Path(out), engine, sentences
         self.file, self.ends = tempfile.TemporaryFile(), array("Q", [0])
         self.index = defaultdict(lambda: array("I"))  # (what, value, ...) -> numbers of rows
         self.groups = defaultdict(list)  # of an order or a dialogue -> [(index, number)]
@@ -1832,6 +1833,28 @@ def labels_of(shelf, scale, n) -> list:
 def varied(shelf, label) -> bool:
     """It occurs once in some clips, twice in others and more often in others."""
     return len(shelf.values("times", label)) > 2
+
+
+def difference(shelf, dice, n, fate) -> Draft:
+    """What two clips that have something in common do not have in common."""
+    kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
+    first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
+    shared = dice.pick(list(features(first)))
+
+    def alike_in_part(row):
+        return shared in features(row) and len(features(row)) <= 6
+
+    pair = [first, *shelf.draw(dice, ("kind", kind), 1, alike_in_part, [first])]
+    rows = shuffled(dice, pair + shelf.draw(dice, ("kind", kind), n - 2, features, pair))
+    a, b = sorted(place_of(rows, row) for row in pair)
+    own = {i: features(rows[i - 1]) for i in (a, b)}
+    alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
+    verdict = " and ".join(f"{audio(i)} has {listed(alone[i])}" for i in (a, b) if alone[i])
+    facts = [own[i][feature] for i in (a, b) for feature in alone[i]]
+    need(1 <= len(facts) <= 6)
+    says = {i: listed(own[i]) for i in (a, b)}
+    about = {"first": audio(a), "second": audio(b)}
+    return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
 
 
 def odd_one(shelf, dice, n, fate) -> Draft:
@@ -2483,7 +2506,7 @@ def music(shelf, dice, n, fate) -> Draft:
 
 Task = namedtuple("Task", "skill least kinds")  # the least number of clips; how it can be asked
 TASKS = {
-    "comparison": Task("comparison", 2, (compare,)),
+    "comparison": Task("comparison", 2, (compare, difference)),
     "odd": Task("comparison", 3, (odd_one,)),
     "quality": Task("comparison", 2, (clearest, quality_most)),
     "contrast": Task("comparison", 2, (contrast,)),
@@ -2508,12 +2531,325 @@ TASKS = {
 MIX = {"comparison": 30, "reference": 25, "reasoning": 25, "temporal": 20}  # the paper's Table 2
 
 # ------------------------------------------------------------------------------------------------
+# Three recipes of other papers, whose clips are made for the item: pairs that differ in little
+# (MALLM), a sound and a sentence that only together say what goes on (JASCO), and clips of the same
+# parts put together otherwise (CompA).
+
+
+def made(wave, parts, **known) -> dict:
+    """The row of a clip that was put together from others; write_item finds a place for it."""
+    joined = {
+        name: "+".join(dict.fromkeys(row[name] for row in parts)) for name in ("id", "corpus")
+    }
+    licence = "; ".join(dict.fromkeys(row["licence"] for row in parts))
+    return {**joined, "licence": licence, "wave": level(wave), **known}
+
+
+def level(wave) -> np.ndarray:
+    """As loud as can be without clipping, less 6 dB."""
+    return wave * np.float32(0.5 / max(np.abs(wave).max(), 1e-6))
+
+
+def spoken(shelf, dice, text, speaker) -> dict:
+    wave, known = say(dice, shelf.engine, text, speaker, "neutral")
+    served = shelf.engine.kind == "server"
+    voice = {"id": f"{speaker}:{text}", "corpus": f"voice-{shelf.engine.kind}",
+             "licence": "as the speech server's voices" if served else "CC0-1.0"}  # fmt: skip
+    return made(join([wave], [0.1, 0.2]), [voice], **known)
+
+
+def heard_in(shelf, row) -> np.ndarray:
+    return load_clip(clip_of(row), shelf.out)
+
+
+def mixed(shelf, a, b, snr=0, **known) -> dict:
+    """Both at once from the start, the second `snr` dB softer."""
+    waves = [heard_in(shelf, row) for row in (a, b)]
+    n = max(map(len, waves))
+    wave, noise = (np.pad(level(wave), (0, n - len(wave))) for wave in waves)
+    return made(mix(wave, noise, snr), [a, b], **known)
+
+
+# MALLM, speech: a sentence and another that an edit of a word or two makes of it.
+
+LATER = "today again now there too".split()
+TAIL = re.compile(r"(.+) ((?:at|in|on|with|to|from|after|before|under|near) .+)")
+IS = re.compile(r"(.+) is (\w+)")
+KINDS = {word: kind for kind, those in WORDS.items() for word in those.split()}
+
+
+def add_words(dice, text):
+    """A colour before a thing that has none, or a word of time or place at the end."""
+    spoken_now = text.split()
+    free = [i for i, word in enumerate(spoken_now)
+            if KINDS.get(word.removesuffix("s")) in ("animal", "object")
+            and i and KINDS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
+    if free and dice.rng.random() < 0.7:
+        colour, place = dice.pick(WORDS["colour"].split()), dice.pick(free)
+        return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
+    later = dice.pick([word for word in LATER if word not in spoken_now])
+    return f"{text} {later}", later
+
+
+def swap_word(dice, text):
+    """One word becomes another of its kind."""
+    said = text.split()
+    known = [i for i, word in enumerate(said) if word in KINDS]
+    need(known)
+    place = dice.pick(known)
+    others = [w for w in WORDS[KINDS[said[place]]].split() if w not in said]
+    new = dice.pick(others)
+    return " ".join([*said[:place], new, *said[place + 1 :]]), said[place], new
+
+
+def turn_round(text) -> str:
+    """The same words in another order that is English too."""
+    if match := TAIL.fullmatch(text):
+        return f"{match[2]} {match[1]}"
+    match = IS.fullmatch(text)
+    need(match)
+    return f"{match[2]} is {match[1]}"
+
+
+def base_sentence(shelf, dice) -> str:
+    """Of the sentences that were given, one of this split; or one of the world's."""
+    if not shelf.sentences:
+        return write_script(dice, [dice.pick(SENTENCES)])[0]
+    return dice.pick(shelf.sentences)
+
+
+def speech_pair(shelf, dice, n, fate) -> Draft:
+    text, edit = (
+        base_sentence(shelf, dice),
+        chosen(("add", "delete", "modify", "restructure"), fate[0]),
+    )
+    if edit in ("add", "delete"):  # one is the other read backwards
+        longer, word = add_words(dice, text)
+        texts = [text, longer] if edit == "add" else [longer, text]
+        place = texts.index(longer) + 1
+        verdict, facts = f'{audio(place)} also says "{word}"', [[audio(place)], [word]]
+    elif edit == "modify":
+        other, old, new = swap_word(dice, text)
+        texts = [text, other]
+        verdict = f'{audio(1)} says "{old}" and {audio(2)} says "{new}"'
+        facts = [[old], [new]]
+    else:
+        texts = [text, turn_round(text)]
+        verdict, facts = "the same words in another order", [["same words"], ["another order"]]
+    speaker = dice.pick(speakers(shelf.engine, dice.split))
+    rows = [spoken(shelf, dice, said, speaker) for said in texts]
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    return Draft("speech pair", {"edit": edit}, rows, says, verdict, text_gold(verdict, facts))
+
+
+def sound_pair(shelf, dice, n, fate) -> Draft:
+    """The five cases of MALLM's Table 7: the same; another; one more; one more in each; the common
+    one."""
+    case = 1 + int(fate[0] * 5)
+    values = shelf.values("category", "sound", least=2)
+    need(len(values) > 2)
+    x, y, z = shuffled(dice, values)[:3]
+    first, again, second, third = (
+        *shelf.draw(dice, ("category", "sound", x), 2),
+        *(shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z)),
+    )
+    both = f"both have the sound of {x}"
+    if case == 1:
+        rows, verdict, facts = [first, again], both, [[x]]
+    elif case == 2:
+        rows = [first, second]
+        verdict, facts = f"{audio(1)} has {x} and {audio(2)} has {y}", [[x], [y]]
+    elif case == 3:
+        rows = [first, mixed(shelf, first, second, labels=[x, y])]
+        rows = rows[::-1] if fate[2] < 0.5 else rows
+        more = audio(1 + ("labels" in rows[1] and len(rows[1]["labels"]) == 2))
+        verdict, facts = f"{both}, {more} also has {y}", [[x], [more], [y]]
+    else:
+        rows = [mixed(shelf, first, other, labels=[x, label])
+                for other, label in ((second, y), (third, z))]  # fmt: skip
+        verdict = f"{both}, {audio(1)} also has {y} and {audio(2)} also has {z}"
+        facts = [[x], [y], [z]]
+    says = {i: listed(row["labels"]) for i, row in enumerate(rows, 1)}
+    if case == 5:
+        return Draft("common sound", {"case": 5}, rows, says, x, {"type": "keywords", "value": [x]})
+    return Draft("sound pair", {"case": case}, rows, says, verdict, text_gold(verdict, facts))
+
+
+# JASCO: what are they doing? Neither the sound nor the sentence says it alone.
+
+Scene = namedtuple("Scene", "sound sentence doing keywords by_sound by_speech")
+SCENES = [
+    Scene(*told) for told in (
+        ("dog|bark", "come here and sit down", "they are training a dog", "training, train",
+         "a dog barks at somebody", "a guest is asked to sit down"),
+        ("cow|moo", "the bucket is almost full", "they are milking a cow", "milking, milk",
+         "they walk past a field", "they fill something with water"),
+        ("sheep|bleat", "the wool is very thick this year", "they are shearing sheep",
+         "shearing, shear", "they are near a meadow", "they are knitting"),
+        ("rooster", "five more minutes please", "they are waking up on a farm", "waking, wake up",
+         "they keep chickens", "they wait for something"),
+        ("owl", "be quiet and hold the light", "they are watching animals at night",
+         "watching, watch", "they are in a wood", "they repair something in the dark"),
+        ("bird", "here are the seeds", "they are feeding birds", "feeding, feed",
+         "they sit in a garden", "they are planting"),
+        ("frog", "one more came into the net", "they are catching frogs", "catching, catch",
+         "they are at a pond", "they are fishing at sea"),
+        ("siren", "make room for him please", "they are letting an ambulance pass", "ambulance",
+         "they hear an accident far away", "they make place at a table"),
+        ("bell", "the lesson is over now", "they are leaving a class", "leaving, leave",
+         "they pass a church", "they finish a talk"),
+        ("phone", "i can not find my bag", "they are looking for a ringing phone", "phone",
+         "they get a call", "they lost their luggage"),
+        ("alarm|beep", "who left the pan there", "they are dealing with burning food",
+         "burning, burn", "a machine has a fault", "they tidy up a kitchen"),
+        ("horn", "the light is green", "they are waiting behind a car", "driving, waiting",
+         "they stand at a street", "they look at a lamp"),
+        ("knock", "the pizza is here at last", "they are getting a delivery", "delivery, deliver",
+         "somebody wants to come in", "they are eating out"),
+        ("hammer", "hold the board for me", "they are building something", "building, build",
+         "metal is worked on", "they surf"),
+        ("glass", "take the broom and a bag", "they are cleaning up broken glass",
+         "cleaning, clean", "something fell down", "they sweep leaves"),
+        ("footstep", "he is right behind us", "they are running away", "running, run",
+         "somebody goes for a walk", "they stand in a queue"),
+        ("explosion", "look how red and green it is", "they are watching fireworks", "fireworks",
+         "there is a war", "they look at a painting"),
+        ("rain", "the tent is wet inside", "they are camping in the rain", "camping, camp",
+         "they stand at a window", "they wash a tent"),
+        ("wind", "hold the string and let it go", "they are flying a kite", "kite",
+         "there is a storm", "they are making music"),
+        ("thunder", "out of the water all of you", "they are leaving a lake in a storm",
+         "leaving, leave", "they see the weather change", "they end a swimming lesson"),
+        ("engine", "this time it starts", "they are repairing a car", "repairing, repair",
+         "they are driving", "they begin a race"),
+        ("saw", "this will keep us warm", "they are cutting firewood", "firewood, cutting",
+         "they make furniture", "they buy clothes"),
+        ("water|stream", "fill the bottle again", "they are hiking along a stream", "hiking, hike",
+         "they sit at a river", "they cook"),
+        ("applause", "and the winner is my sister", "they are giving a prize", "prize",
+         "a concert ends", "they play a game at home"),
+        ("snore", "she will miss her train", "they are letting somebody sleep too long", "sleep",
+         "it is night", "they talk of a journey"),
+        ("baby", "the bottle is too cold", "they are feeding a baby", "feeding, feed",
+         "they comfort a child", "they have a drink"),
+        ("cough", "open wide and say a", "they are at the doctor", "doctor", "somebody has a cold",
+         "they are at a singing lesson"),
+        ("whistle", "the ball was out", "they are playing a match", "match, playing",
+         "somebody calls a dog", "they lost a toy"),
+        ("fire", "are the potatoes done", "they are cooking over a fire", "cooking, cook",
+         "a house burns", "they are in a kitchen"),
+    )
+]  # fmt: skip
+
+
+def scene_heard(shelf, dice, n, fate) -> Draft:
+    """One clip with both. A scene belongs to one split, as a script does."""
+    choices = [scene for scene in SCENES if split_of(scene.sentence) == dice.split]
+    told = dice.pick(choices)
+    known = [
+        v for v in shelf.values("category", "sound") if re.search(rf"\b({told.sound})", v.lower())
+    ]
+    need(known)
+    sound = shelf.draw(dice, ("category", "sound", dice.pick(known)))[0]
+    speech = spoken(shelf, dice, told.sentence, dice.pick(speakers(shelf.engine, dice.split)))
+    wave, behind = speech["wave"], level(heard_in(shelf, sound))
+    n = max(len(wave), len(behind))
+    wave, behind = (np.pad(part, (0, n - len(part))) for part in (wave, behind))
+    row = made(mix(wave, behind, dice.between(0, 6)), [speech, sound], transcript=told.sentence)
+    says = f"{lone_sound(sound)}, {quote(row)}"
+    gold = text_gold(told.doing, [told.keywords.split(", ")])
+    about = {"sound": lone_sound(sound), "by_sound": told.by_sound, "by_speech": told.by_speech}
+    return Draft("scene", about, [row], {1: says}, f"{says}. Answer: {told.doing}", gold)
+
+
+# CompA: the same two sounds, in another order or with their loudness exchanged.
+
+
+def same_parts(shelf, dice, n, put_together) -> Draft:
+    """put_together(x, y) -> (wave, caption) of n clips; which of the captions fits one of them?"""
+    x, y = shuffled(dice, shelf.values("category", "sound"))[:2]
+    parts = [shelf.draw(dice, ("category", "sound", label))[0] for label in (x, y)]
+    waves = [level(heard_in(shelf, row)) for row in parts]
+    rows = [made(wave, parts, caption=text) for wave, text in put_together(x, y, *waves)[:n]]
+    rows = shuffled(dice, rows)
+    captions = [row["caption"] for row in rows]
+    asked = int(dice.rng.integers(n))
+    choices = shuffled(dice, captions)
+    about = {"first": audio(asked + 1), "choices": " or ".join(f'"{text}"' for text in choices)}
+    gold = {"type": "choice", "value": captions[asked], "choices": choices}
+    more = {"choices": choices, "captions": captions}
+    says = dict(enumerate(captions, 1))
+    return Draft("caption of", about, rows, says, captions[asked], gold, more)
+
+
+def event_phrase(label) -> str:
+    return EVENTS[label].phrase if label in EVENTS else f"{label} is heard"
+
+
+def both_at_once(a, b, snr) -> np.ndarray:
+    n = max(len(a), len(b))
+    return mix(np.pad(a, (0, n - len(a))), np.pad(b, (0, n - len(b))), snr)
+
+
+def order_parts(shelf, dice, n, fate) -> Draft:
+    need(n <= 3)
+
+    def put_together(x, y, a, b):
+        x, y = event_phrase(x), event_phrase(y)
+        return [
+            (join([a, b], [0, 0.1, 0]), f"{x}, then {y}"),
+            (join([b, a], [0, 0.1, 0]), f"{y}, then {x}"),
+            (both_at_once(a, b, 0), f"{x} while {y}"),
+        ]
+
+    return same_parts(shelf, dice, n, put_together)
+
+
+def attribute_parts(shelf, dice, n, fate) -> Draft:
+    need(n <= 3)
+
+    def put_together(x, y, a, b):
+        return [
+            (both_at_once(a, b, 12), f"loud {x} and soft {y}"),
+            (both_at_once(a, b, -12), f"loud {y} and soft {x}"),
+            (both_at_once(a, b, 0), f"{x} and {y}, equally loud"),
+        ]
+
+    return same_parts(shelf, dice, n, put_together)
+
+
+TASKS |= {
+    "speech_pair": Task("pairs", 2, (speech_pair,)),
+    "sound_pair": Task("pairs", 2, (sound_pair,)),
+    "scene": Task("single", 1, (scene_heard,)),
+    "compa_order": Task("composition", 2, (order_parts,)),
+    "compa_attribute": Task("composition", 2, (attribute_parts,)),
+}
+Recipe = namedtuple("Recipe", "tasks mix single")  # mix: shares of skills or of tasks
+RECIPES = {
+    "polyaudio": Recipe(
+        [task for task in TASKS if TASKS[task].skill in (*MIX, "single")][:-1], MIX, 0.25
+    ),
+    "mallm": Recipe(  # thousands of items in its Table 8
+        ["speech_pair", "sound_pair", "transcribe", "tag", "caption"],
+        {"speech_pair": 24, "sound_pair": 26.9, "transcribe": 28.5, "tag": 20.7, "caption": 5},
+        54.2 / 105.1,
+    ),
+    "jasco": Recipe(["scene"], {"scene": 1}, 1.0),
+    "compa": Recipe(
+        ["compa_order", "compa_attribute"], {"compa_order": 1, "compa_attribute": 1}, 0.0
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------
 # How each kind asks, and how an answer ends.
 ALL = "[all clips|all the clips|all recordings|all the audios]"
 ACROSS = "[across the clips|in all the clips together|over all recordings]"
 FORMS = {
     **{f"{name}, {end}": form for name, scale in SCALES.items()
        for end, form in (("most", scale.most), ("least", scale.least))},
+    "difference": "What is [the difference|the main difference|different] between {first} and"
+    " {second}?",
     "odd": WHICH + " has another {noun} than the [others|rest]?",
     "clearest": WHICH + " has the [clearest|cleanest] [speech|voice]?",
     "impaired": WHICH + " [suffers from|has] {label}?",
@@ -2563,6 +2899,21 @@ FORMS = {
     " recording]?",
     "locate": "[When|From when to when] [is {thing} heard|do you hear {thing}]?",
     "which value": "[What|Which] is the {noun} [here|in this clip|in this one]: {choices}?",
+    "speech pair": "[What is said in one clip and not in the other|How do the words of the two"
+    " clips differ|What is the difference between the words of the two clips|What differs in the"
+    " speech of the two recordings|What is the difference in what is said]?",
+    "sound pair": "[How do the two clips differ|What is the difference between the two clips|What"
+    " sounds differ between the two recordings|What is the same and what is different in the two"
+    " clips|What differs in the sound of the two recordings]?",
+    "common sound": "[What|Which] sound do [both clips|both audios|both recordings] have in"
+    " common?",
+    "scene": "[From the sound and from what is said, what are they doing?|From what is said and"
+    " from the sound, what are they doing?|Name the sound and the words, then say what they are"
+    " doing.|Name the words and the sound, then say what they are doing.|Name the sound and the"
+    " words, then the scene they are in.|Name the words and the sound, then the scene they are in."
+    "|Which sound is heard, and what is said? Guess what they are doing.|What is said, and which"
+    " sound is heard? Guess what they are doing.]",
+    "caption of": "Which caption [fits|belongs to|describes] {first}: {choices}?",
     "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
 }  # fmt: skip
 PLACES = (
@@ -2617,7 +2968,7 @@ def task_of(i, plan, mix, single) -> str:
     for task in plan:
         skill = TASKS[task].skill
         mates = sum(TASKS[other].skill == skill for other in plan)
-        shares[task] = mix.get(skill, 100) / mates
+        shares[task] = mix[task] if task in mix else mix.get(skill, 100) / mates
     alone = i >= single if type(single) is int else (0.5 + i * SILVER) % 1 < single
     names = [task for task in plan if (TASKS[task].skill == "single") == alone] or list(plan)
     place = (0.5 + i * GOLDEN) % 1 * sum(shares[task] for task in names)
@@ -2644,8 +2995,18 @@ def make_item(shelf, plan, settings, i) -> dict | None:
                 continue
             if score(item["gold"], item["answer"]) == 1:
                 item["meta"]["kind"] = kind.__name__
+                write_made(shelf, item["id"], draft.rows)
                 return item
     return None
+
+
+def write_made(shelf, id, rows):
+    """The clips of an item that no corpus has."""
+    for place, row in enumerate(rows):
+        if "wave" in row:
+            path = shelf.out / made_path(id, place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, row["wave"])
 
 
 def write_item(draft, dice, task, id) -> dict:
@@ -2660,18 +3021,18 @@ def write_item(draft, dice, task, id) -> dict:
         evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
         answer = f"{evidence}. {filled(phrase(dice, FORMS['answer']), {'verdict': answer})}"
     need("<sound-" not in question)  # a transcript may say anything
-    more = {"range": draft.more["range"]} if "range" in draft.more else {}
+    more = {key: value for key, value in draft.more.items() if key != "choices"}
     return {
         "id": id,
         "task": task,
         "skill": TASKS[task].skill,
-        "clips": [clip_of(row) for row in draft.rows],
+        "clips": [clip_of({"path": made_path(id, k), **row}) for k, row in enumerate(draft.rows)],
         "question": asked,
         "answer": answer,
         "gold": draft.gold,
         **({"choices": draft.more["choices"]} if "choices" in draft.more else {}),
         "source": "+".join(sorted({row["corpus"] for row in draft.rows})),
-        "licences": sorted({row["licence"] for row in draft.rows}),
+        "licences": sorted({part for row in draft.rows for part in row["licence"].split("; ")}),
         "meta": {
             "ids": [row["id"] for row in draft.rows],
             "about": draft.about,
@@ -2680,6 +3041,10 @@ def write_item(draft, dice, task, id) -> dict:
             **more,
         },
     }
+
+
+def made_path(id, place) -> str:
+    return f"clips/{id}-{place + 1}.flac"
 
 
 def clip_of(row):
@@ -2704,7 +3069,8 @@ def open_shelf(settings, out) -> tuple[Shelf, Counter]:
     """The clips of a split, and what was left out. What is tested on is not trained on: a train
     clip whose voice or script is also one of test's or dev's is left out, and a dev clip whose is
     one of test's."""
-    split, taken, shelf, lost = settings["split"], set(), Shelf(), Counter()
+    split, taken, shelf, lost = settings["split"], set(), Shelf(out), Counter()
+    shelf.sentences = read_sentences(settings["sentences"], split)
     later = SPLITS[SPLITS.index(split) + 1 :]  # of train, dev, test
     for path in settings["corpus"] if later else ():
         for row in read_corpus(path, lambda mistake: None):
@@ -2721,6 +3087,16 @@ def open_shelf(settings, out) -> tuple[Shelf, Counter]:
                 lost[f"{split} clips whose voice, script or sound is held out"] += 1
     shelf.close()
     return shelf, lost
+
+
+def read_sentences(path, split) -> list[str]:
+    """The lines of a text that belong to a split and can be spoken: 4 to 14 words of Latin letters.
+    The first million of them are enough."""
+    if not path:
+        return []
+    fit = (" ".join(words(line)) for line in read_lines(path) if 4 <= len(line.split()) <= 14)
+    own = (text for text in fit if re.fullmatch("[a-z' ]+", text) and split_of(text) == split)
+    return list(itertools.islice(own, 1_000_000))
 
 
 def held_by(row) -> dict:
@@ -2909,29 +3285,32 @@ def run_show(args):
 
 def run_questions(args):
     shard, shards = which_shard(args.shard)
+    recipe = RECIPES[args.recipe]
+    mix = read_mix(args.mix) if args.mix else recipe.mix
+    single = recipe.single if args.single is None else args.single
+    out = args.out or Path("data", "toy" if args.recipe == "polyaudio" else args.recipe)
     expect(args.train >= 0 and args.bench >= 0, "--train and --bench", "0 or more", "less")
     expect(args.train + args.bench, "--train and --bench", "a number of items in one", "0 and 0")
     expect(2 <= args.max_clips <= 100, "--max-clips", "2 to 100", args.max_clips)
-    expect(0 <= args.single <= 1, "--single", "a share, 0 to 1", args.single)
+    expect(0 <= single <= 1, "--single", "a share, 0 to 1", single)
     expect(args.workers >= 1, "--workers", "1 or more", args.workers)
-    args.out.mkdir(parents=True, exist_ok=True)
-    corpora = args.corpus or [world_for(args)]
+    out.mkdir(parents=True, exist_ok=True)
     common = {
-        "seed": args.seed, "clips": args.max_clips, "mix": read_mix(args.mix),
-        "corpus": [str(path) for path in corpora], "tasks": list(TASKS),
+        "seed": args.seed, "clips": args.max_clips, "mix": mix, "tasks": recipe.tasks,
+        "corpus": args.corpus or [str(world_for(args, out))], "sentences": args.sentences,
     }  # fmt: skip
-    name = "bench.jsonl" if args.split == "test" else f"bench-{args.split}.jsonl"
-    files = {
-        args.out / "train.jsonl": ("train", args.train, args.train, args.single),
-        args.out / name: (args.split, args.bench + args.bench // 10, args.bench, args.bench),
-    }
-    for path, (split, count, asked, single) in files.items():
-        if asked:
-            first, last = (count * k // shards for k in (shard, shard + 1))
-            settings = {**common, "split": split, "single": single, "first": first, "last": last}
+    more = args.bench // 10 if args.recipe == "polyaudio" else 0  # on single clips, at the end
+    bench = "bench.jsonl" if args.split == "test" else f"bench-{args.split}.jsonl"
+    for path, split, count, alone in (
+        (out / "train.jsonl", "train", args.train, single),
+        (out / bench, args.split, args.bench + more, args.bench if more else single),
+    ):
+        first, last = (count * k // shards for k in (shard, shard + 1))
+        settings = {**common, "split": split, "single": alone, "first": first, "last": last}
+        if count:
             write_questions(shard_file(path, shard, shards), settings, args.workers)
-            if shards > 1:
-                join_shards(path, shards)
+        if count and shards > 1:
+            join_shards(path, shards)
 
 
 def which_shard(asked) -> tuple[int, int]:
@@ -2952,10 +3331,10 @@ def read_mix(asked) -> dict:
     return shares
 
 
-def world_for(args) -> Path:
+def world_for(args, out) -> Path:
     """A world of its own, made once; whoever comes while it is made waits for it."""
-    folder = args.out / "world"
-    with open(args.out / "world.lock", "w") as lock:
+    folder = out / "world"
+    with open(out / "world.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "corpus.jsonl").exists():
             make_world(folder, args.clips, args.seed, workers=args.workers)
@@ -2968,57 +3347,29 @@ def world_for(args) -> Path:
 
 def add_questions(parser):
     add = parser.add_argument
-    add("--out", type=Path, default=Path("data/toy"), metavar="DIR", help="default: data/toy")
-    add(
-        "--train",
-        type=int,
-        default=100_000,
-        metavar="N",
-        help="items in train.jsonl, default: 100000",
-    )
-    add(
-        "--bench",
-        type=int,
-        default=2000,
-        metavar="M",
-        help="items in bench.jsonl, and a tenth more on single clips; default: 2000",
-    )
-    add(
-        "--split",
-        choices=SPLITS[1:],
-        default="test",
-        help="what the bench draws from; dev is for tuning, and written to bench-dev.jsonl",
-    )
+    # fmt: off
+    add("--out", type=Path, metavar="DIR", help="default: data/toy, or data/ and the recipe's name")
+    add("--train", type=int, default=100_000, metavar="N", help="items; default: 100000")
+    add("--bench", type=int, default=2000, metavar="M",
+        help="items, and a tenth more on single clips, default: 2000")
+    add("--split", choices=SPLITS[1:], default="test",
+        help="what the bench draws from; dev is for tuning, and goes to bench-dev.jsonl")
     add("--seed", type=int, default=0, metavar="S", help="another one, other items")
-    add(
-        "--corpus",
-        nargs="+",
-        metavar="FILE",
-        help="corpus.jsonl of clips to ask about; without it a world is made under --out",
-    )
-    add(
-        "--clips", type=int, default=18_000, metavar="N", help="clips of that world, default: 18000"
-    )
-    add("--max-clips", type=int, default=5, metavar="N", help="clips of an item, default: 5")
-    add(
-        "--mix",
-        default="/".join(map(str, MIX.values())),
-        metavar="A/B/C/D",
-        help=f"how often {', '.join(MIX)} are asked for, default: %(default)s as in the paper",
-    )
-    add(
-        "--single",
-        type=float,
-        default=0.25,
-        metavar="SHARE",
-        help="of train.jsonl, questions on one clip, default: 0.25",
-    )
+    add("--corpus", nargs="+", metavar="FILE",
+        help="corpus.jsonl of clips to ask about; without it a world is made under --out")
+    add("--clips", type=int, default=18_000, metavar="N", help="of that world, default: 18000")
+    add("--max-clips", type=int, default=5, metavar="N", help="in one item, default: 5")
+    add("--mix", metavar="A/B/C/D",
+        help=f"how often {', '.join(MIX)} are asked for, default: 30/25/25/20 as in the paper")
+    add("--single", type=float, metavar="SHARE",
+        help="of train.jsonl, on one clip, default: 0.25 (MALLM's pairs: 0.52)")
+    add("--recipe", choices=RECIPES, default="polyaudio",
+        help="PolyAudio's questions (default), MALLM's pairs, JASCO's scenes, CompA's captions")
+    add("--sentences", metavar="FILE", help="text, a sentence a line, for MALLM's pairs of them")
     add("--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core")
-    add(
-        "--shard",
-        metavar="I/N",
-        help="make the I-th of N parts; the last to end joins them; torchrun sets it by itself",
-    )
+    add("--shard", metavar="I/N",
+        help="make the I-th of N parts; the last to end joins them; torchrun sets it by itself")
+    # fmt: on
     parser.set_defaults(run=run_questions)
 
 
