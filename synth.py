@@ -1384,9 +1384,6 @@ def phrase(dice, form) -> str:
     return dice.pick(phrasings(form)[dice.split])
 
 
-# What a clip can be asked about, by its row.
-
-
 class Miss(Exception):
     """This attempt at an item came to nothing; another one may not."""
 
@@ -1442,19 +1439,24 @@ CATEGORIES = {
     "voice": (lambda row: row.get("speaker"), "speaker", "speakers"),
     "emotion": (lambda row: row.get("emotion"), "mood of the voice", "moods of the voice"),
 }
-TIMES_TOLD = ("no {0}", "{0} once", "{0} twice", *(f"{{0}} {n} times" for n in NUMBERS[3:]))
 
 
-def count_of(row, label) -> int:
-    return sum(event[0] == label for event in row.get("events", ()))
+def number_word(n) -> str:
+    return NUMBERS[n] if n < len(NUMBERS) else str(n)
+
+
+def count_of(row, label):
+    """How often a clip holds a label; None where nobody counted."""
+    return sum(event[0] == label for event in row["events"]) if "events" in row else None
 
 
 def told_count(count, label) -> str:
-    return TIMES_TOLD[count].format(label)
+    few = {0: f"no {label}", 1: f"{label} once", 2: f"{label} twice"}
+    return few.get(count, f"{label} {number_word(count)} times")
 
 
 def onset_of(row, label):
-    return min((on for name, on, _ in row["events"] if name == label), default=None)
+    return min((on for name, on, _ in row.get("events", ()) if name == label), default=None)
 
 
 def words_said(row):
@@ -1534,9 +1536,9 @@ def apart(scale, a, b) -> bool:
     return high - low >= scale.apart - 1e-9 and high >= scale.factor * low and high > low
 
 
-def told(scale, value, label, row) -> str:
+def told(scale, label, value, row) -> str:
     if scale.told is None:
-        return f"{', '.join(sounds_of(row))}: {NUMBERS[min(value, 10)]}"
+        return f"{', '.join(sounds_of(row))}: {number_word(value)}"
     return scale.told(value, label)
 
 
@@ -1553,6 +1555,7 @@ RELATIONS = {  # form: (relation, the slot of whom, the slot of what)
     "the {person} is {mood}": ("mood", "person", "mood"),
     "the {person} has a {animal}": ("pet", "person", "animal"),
 }
+SORTS = {word: sort for sort, those in WORDS.items() for word in those.split()}
 SLOT = re.compile(r"{(\w+)}")
 FACTS = [
     (re.compile(SLOT.sub(lambda m: f"(?P<{m[1]}>{WORDS[m[1]].replace(' ', '|')})", form)), *names)
@@ -1635,6 +1638,7 @@ class Shelf:
         self.groups = defaultdict(list)  # of an order or a dialogue -> [(index, number)]
         self.extremes = {}  # (scale, label or None) -> the least and the greatest value
         self.pitches = {}  # speaker -> f0
+        self.values = lru_cache(maxsize=4096)(self.list_values)
         self.row = lru_cache(maxsize=1 << 16)(self.read)
 
     def __len__(self):
@@ -1665,22 +1669,23 @@ class Shelf:
         self.file.flush()
         for group in self.groups.values():
             group.sort()
-        self.stories = defaultdict(list)  # (kind, clips) -> groups that are long enough
-        for key, group in sorted(self.groups.items()):
-            for n in range(2, len(group) + 1):
-                if n > 2 or len(group) > 3:
-                    self.stories[key[0], n].append(key)
         sizes = defaultdict(dict)
         for key, numbers in self.index.items():
             sizes[key[:-1]][key[-1]] = len(numbers)
         self.sizes = {key: dict(sorted(values.items())) for key, values in sizes.items()}
-        for label in self.values("label"):  # a clip may be without it, too
-            if ("count", label) in self.extremes:
-                self.extremes["count", label] = 0, self.extremes["count", label][1]
+        for scale, label in self.extremes:
+            if scale == "count":  # a clip may be without it, too
+                self.extremes[scale, label] = 0, self.extremes[scale, label][1]
+        voices = self.values("category", "voice")
+        self.voices = sorted(voices, key=lambda voice: self.pitches.get(voice, 0))
 
-    def values(self, *key, least=1) -> list:
+    def list_values(self, *key, least=1) -> list:
         """The values of which there are at least so many clips: values("label") -> labels."""
         return [value for value, size in self.sizes.get(key, {}).items() if size >= least]
+
+    def stories(self, kind, least) -> list:
+        """Orders or dialogues of so many clips."""
+        return [key for key, group in self.groups.items() if key[0] == kind and len(group) >= least]
 
     def draw(self, dice, key, count=1, fits=lambda row: True, without=()) -> list[dict]:
         """So many different clips of a key's, or Miss."""
@@ -1712,15 +1717,14 @@ def keys_of(row):
         if value(row) is not None:
             yield "category", name, value(row)
     for name, label, _ in scaled(row):
-        if label is None:
-            yield "scale", name
+        yield "scale", name, label
     if "label" in row.get("quality", {}) and "transcript" in row:
         yield "quality", row["quality"]["label"]
     if said := said_in(row):
-        length = len(words(row["transcript"]))
-        yield "length", min(length, 13)
-        if length < 13:
-            yield "text", row["transcript"]
+        text = words(row["transcript"])
+        if len(text) <= 12:
+            yield "length", len(text)
+            yield "text", " ".join(text)
         for word in said:
             yield "word", word
     for word in lasting(row.get("words", ())):
@@ -1735,11 +1739,10 @@ def keys_of(row):
 def scaled(row):
     """(scale, label or None, value) of all scales that a clip is on."""
     for name, scale in SCALES.items():
-        for label in sounds_of(row) if name in LABELLED and "events" in row else ():
-            if kind_of(row) == "sound" and valued(scale, row, label) is not None:
-                yield name, label, valued(scale, row, label)
-        if name not in LABELLED and valued(scale, row) is not None:
-            yield name, None, valued(scale, row)
+        labels = [None] if name not in LABELLED else sounds_of(row)
+        for label in labels if None in labels or kind_of(row) == "sound" else ():
+            if (value := valued(scale, row, label)) is not None:
+                yield name, label, value
 
 
 def lasting(events, least=0.3) -> list[str]:
@@ -1803,17 +1806,15 @@ def ranked(shelf, dice, n, fate, scales):
     usable = [name for name in scales if labels_of(shelf, name, n)]
     scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
     scale, label = SCALES[scale_name], dice.pick(labels_of(shelf, scale_name, n))
-    rows = shelf.draw(dice, ("label", label) if label else ("scale", scale_name), n)
+    rows = shelf.draw(dice, ("scale", scale_name, label), n)
     values = [valued(scale, row, label) for row in rows]
-    need(None not in values)
     order = sorted(range(n), key=lambda i: values[i], reverse=most)
     need(apart(scale, values[order[0]], values[order[1]]))
     low, high = shelf.extremes[scale_name, label]
     need(apart(scale, values[order[0]], high if most else low))
     need(n > 2 or apart(scale, values[order[-1]], low if most else high))
-    says = {
-        i: told(scale, value, label, row) for i, (value, row) in enumerate(zip(values, rows), 1)
-    }
+    tell = partial(told, scale, label)
+    says = {i: tell(value, row) for i, (value, row) in enumerate(zip(values, rows), 1)}
     form = f"{scale_name}, {'most' if most else 'least'}"
     winner = order[0] + 1
     return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
@@ -1821,13 +1822,8 @@ def ranked(shelf, dice, n, fate, scales):
 
 def labels_of(shelf, scale, n) -> list:
     """The labels that a scale can be asked of; [None] where it has none to name."""
-    least = max(LABEL_CLIPS, n)
-    if scale not in LABELLED:
-        return [None] if len(shelf.index.get(("scale", scale), ())) >= least else []
-    return [
-        label for label in shelf.values("label", least=least)
-        if (scale, label) in shelf.extremes and (scale == "first" or varied(shelf, label))
-    ]  # fmt: skip
+    labels = shelf.values("scale", scale, least=max(LABEL_CLIPS, n))
+    return [label for label in labels if scale != "count" or varied(shelf, label)]
 
 
 def varied(shelf, label) -> bool:
@@ -1877,16 +1873,32 @@ def alike(shelf, clips, values=2) -> list[str]:
 
 
 def neighbour(shelf, dice, category, value):
-    """Another value, which is hard to tell from it where the corpus has such: a sound of the same
-    class, a voice of the same height."""
+    """Another value, hard to tell from it where the corpus has such: a sound of the same class, a
+    voice of about the same height."""
     others = [other for other in shelf.values("category", category) if other != value]
-    if category == "sound" and value in EVENTS:
-        close = [v for v in others if v in EVENTS and EVENTS[v].group == EVENTS[value].group]
-        others = close or others
+    if category == "sound":
+        others = [other for other in others if other in classmates(value)] or others
     if category == "voice" and value in shelf.pitches:
-        others.sort(key=lambda v: abs(shelf.pitches.get(v, 1e4) - shelf.pitches[value]))
-        others = others[:4]
+        place = shelf.voices.index(value)
+        others = [v for v in shelf.voices[max(0, place - 3) : place + 4] if v != value]
     return dice.pick(others)
+
+
+def classmates(thing) -> list[str]:
+    """Other sounds of the same class, or other words of the same sort, of those of the world."""
+    if thing in EVENTS:
+        group = EVENTS[thing].group
+        return [label for label, event in EVENTS.items() if event.group == group and label != thing]
+    return [word for word in WORDS[SORTS[thing]].split() if word != thing] if thing in SORTS else []
+
+
+def decoy(shelf, dice, kind, thing) -> tuple:
+    """Where to find a clip that may be taken for one with this label or word: half of the time
+    among those that hold something like it."""
+    like = [other for other in classmates(thing) if (kind, other) in shelf.index]
+    if like and dice.rng.random() < 0.5:
+        return kind, dice.pick(like)
+    return "kind", "sound" if kind == "label" else "speech"
 
 
 def about_category(form, category, rows, verdict, gold, **more) -> Draft:
@@ -1950,17 +1962,21 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
 
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
-    """Some voice, and others that are as near to its height as the corpus has them; the first with
-    at least so many clips."""
-    voices = shelf.values("category", "voice")
-    need(len(voices) >= count)
-    first = dice.pick(shelf.values("category", "voice", least=least) or voices)
-    height = shelf.pitches.get(first, 0)
-    others = [voice for voice in voices if voice != first]
-    if height:
-        others.sort(key=lambda voice: abs(shelf.pitches.get(voice, 1e4) - height))
-        others = others[: count + 3]
-    return [first, *dice.rng.permutation(others)[: count - 1].tolist()]
+    """Some voice, of which there are at least so many clips, and others that are as near to its
+    height as the corpus has them, where it knows."""
+    need(len(shelf.voices) >= count)
+    first = dice.pick(shelf.values("category", "voice", least=least) or shelf.voices)
+    around, reach = shelf.voices, len(shelf.voices)
+    if first in shelf.pitches:
+        place, reach = shelf.voices.index(first), count + 1
+        around = shelf.voices[max(0, place - reach) : place + reach + 1]
+    voices = [first]
+    for _ in range(50 * count):
+        voice = dice.pick(around)
+        if len(voices) < count and voice not in voices:
+            voices.append(voice)
+    need(len(voices) == count)
+    return voices
 
 
 def speaker_pair(shelf, dice, n, fate) -> Draft:
@@ -2005,20 +2021,17 @@ def keyword(shelf, dice, n, fate) -> Draft:
     rows = shelf.draw(dice, ("word", word))
     also = [w for w in said_in(rows[0]) if w != word]
     if n > 2 and also:  # one more word in common, but not to all
-        rows += shelf.draw(
-            dice, ("word", dice.pick(also)), 1, lambda row: word in said_in(row), rows
-        )
+        more = ("word", dice.pick(also))
+        rows += shelf.draw(dice, more, 1, lambda row: word in said_in(row), rows)
     rows += shelf.draw(dice, ("word", word), n - len(rows), without=rows)
     shared = set.intersection(*(set(said_in(row)) for row in rows))
     need(len(shared) <= 2)
     for row in rows:
         need(any(len(shelf.index["word", w]) > n for w in said_in(row) if w not in shared))
     rows = shuffled(dice, rows)
-    shared = sorted(shared)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
-    return Draft(
-        "keyword", {}, rows, says, ", ".join(shared), {"type": "keywords", "value": shared}
-    )
+    gold = {"type": "keywords", "value": sorted(shared)}
+    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold)
 
 
 # --- reasoning & logic
@@ -2044,10 +2057,9 @@ def bridge(shelf, dice, n, fate) -> Draft:
     need(all(pairs.values()))
     first, second = dice.pick(pairs[verdict])
     middle = fact_of(first)[1 if kind == "by" else 2]
-    rows = shelf.draw(
-        dice, ("whom", *fact_of(first)[:2]), 1, lambda r: fact_of(r) == fact_of(first)
-    )
-    rows += shelf.draw(dice, ("whom", *second[:2]), 1, lambda r: fact_of(r) == second, rows)
+    rows = []
+    for fact in (fact_of(first), second):
+        rows += shelf.draw(dice, ("whom", *fact[:2]), 1, lambda row: fact_of(row) == fact, rows)
 
     def harmless(row):
         """It neither says who the claim is about, nor what is so of them."""
@@ -2077,31 +2089,27 @@ def exactly(shelf, dice, n, fate) -> Draft:
     verdict, wanted = chosen(YESNO, fate[0]), 1 + int(fate[2] * (n - 1))
     there = wanted if verdict == "yes" else dice.pick([t for t in range(n + 1) if t != wanted])
     thing, rows, says = with_and_without(shelf, dice, n, there)
-    about = {"thing": thing, "number": NUMBERS[wanted]}
+    about = {"thing": thing, "number": number_word(wanted)}
     return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
 
 
 def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
     """A word or a sound, `there` clips that have it and the rest that have not."""
-    labels = shelf.values("label", least=max(LABEL_CLIPS, n))
-    spoken = shelf.values("word", least=max(LABEL_CLIPS, n))
-    need(labels or spoken)
-    if spoken and (not labels or dice.rng.random() < 0.5):
-        kind, thing = "word", dice.pick(spoken)
-        rest = shelf.draw(
-            dice, ("kind", "speech"), n - there, lambda row: thing not in said_in(row)
-        )
-    else:
-        kind, thing = "label", dice.pick(labels)
-        rest = shelf.draw(dice, ("kind", "sound"), n - there, lambda row: lacks(row, thing))
-    rows = shuffled(dice, shelf.draw(dice, (kind, thing), there) + rest)
-    if kind == "word":
-        return f'the word "{thing}"', rows, {i: quote(row) for i, row in enumerate(rows, 1)}
-    return (
-        f"the sound of {thing}",
-        rows,
-        {i: listed(sounds_of(row)) for i, row in enumerate(rows, 1)},
-    )
+    choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
+    kind = dice.pick([kind for kind, values in choices.items() if values] or [None])
+    need(kind)
+    thing = dice.pick(choices[kind])
+    rows = shelf.draw(dice, (kind, thing), there)
+    for _ in range(n - there):
+        rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
+    rows = shuffled(dice, rows)
+    tell = quote if kind == "word" else lambda row: listed(sounds_of(row))
+    said = f'the word "{thing}"' if kind == "word" else f"the sound of {thing}"
+    return said, rows, {i: tell(row) for i, row in enumerate(rows, 1)}
+
+
+def lacking(kind, thing):
+    return lambda row: thing not in said_in(row) if kind == "word" else lacks(row, thing)
 
 
 def lacks(row, label) -> bool:
@@ -2116,10 +2124,9 @@ def listed(labels) -> str:
 
 def agree(shelf, dice, n, fate) -> Draft:
     """Do all clips say the same of one thing?"""
-    verdict = chosen(YESNO, fate[0])
-    return factual(
-        shelf, dice, n, "agree", verdict == "no", lambda *_: (verdict, yesno_gold(verdict))
-    )
+    answer = chosen(YESNO, fate[0])
+    told = answer, yesno_gold(answer)
+    return factual(shelf, dice, n, "agree", int(answer == "no"), lambda rows, odd: told)
 
 
 def dissenter(shelf, dice, n, fate) -> Draft:
@@ -2154,14 +2161,15 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
-    """The same for corpora whose sentences come more than once, whatever they say."""
+    """The same for corpora whose sentences come more than once, whatever they say. Who says
+    something else says some of the same words, if anybody does."""
     verdict = chosen(YESNO, fate[0])
     text = dice.pick(shelf.values("text", least=n))
     rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
     if verdict == "no":
-        rows += shelf.draw(
-            dice, ("length", min(len(words(text)), 13)), 1, lambda row: row["transcript"] != text
-        )
+        key = ("word", dice.pick(content(text) or [""]))
+        key = key if len(shelf.index.get(key, ())) > 2 * n else ("length", len(text.split()))
+        rows += shelf.draw(dice, key, 1, lambda row: words(row["transcript"]) != text.split())
     rows = shuffled(dice, rows)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
@@ -2189,11 +2197,8 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
         return Draft("needle, where", about, rows, says, audio(place), clip_gold(place))
     if fate[1] < 0.7:
         return Draft("needle, what", about, rows, says, what, {"type": "keywords", "value": [what]})
-    gold = {
-        "type": "text",
-        "value": {"text": f"{audio(place)}, {what}", "slots": [[audio(place)], [what]]},
-    }
-    return Draft("needle, both", about, rows, says, f"{audio(place)}, {what}", gold)
+    both = f"{audio(place)}, {what}"
+    return Draft("needle, both", about, rows, says, both, text_gold(both, [[audio(place)], [what]]))
 
 
 def needle_word(shelf, dice, n, fate) -> Draft:
@@ -2229,7 +2234,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     for value in [*values, *(dice.pick(values) for _ in range(n - kinds))]:
         rows += shelf.draw(dice, ("category", category, value), without=rows)
     rows, gold = shuffled(dice, rows), {"type": "count", "value": kinds}
-    return about_category("kinds", category, rows, NUMBERS[kinds], gold, range=[1, n])
+    return about_category("kinds", category, rows, number_word(kinds), gold, range=[1, n])
 
 
 def pair_same(shelf, dice, n, fate) -> Draft:
@@ -2247,15 +2252,14 @@ def chronology(shelf, dice, n, fate) -> Draft:
     """The parts of a story or of a dialogue. Of two, neither may be its first or last: whoever
     hears that one alone would know."""
     kind = "turn" if fate[1] < 0.3 else "order"
-    stories = shelf.stories.get((kind, n)) or shelf.stories.get(("order", n))
-    need(stories)
-    group = shelf.groups[dice.pick(stories)]
+    least = n if n > 2 else 4
+    stories = shelf.stories(kind, least) or shelf.stories("order", least)
+    group = shelf.groups[chosen(stories, dice.rng.random())]
     group = group[1:-1] if n == 2 else group
     start = int(dice.rng.integers(max(1, len(group) - n)))
-    part = [
-        group[start + i] for i in sorted(dice.rng.permutation(min(n + 1, len(group) - start))[:n])
-    ]
-    told = [shelf.row(number) for _, number in part]
+    window = group[start : start + n + 1]
+    part = sorted(dice.rng.permutation(len(window))[:n])
+    told = [shelf.row(window[i][1]) for i in part]
     rows = shuffled(dice, told)
     order = [place_of(rows, row) for row in told]
     says = {i: heard(row) for i, row in enumerate(rows, 1)}
@@ -2271,36 +2275,30 @@ def heard(row) -> str:
 
 def when(shelf, dice, n, fate) -> Draft:
     """In which clip something occurs, and from when to when."""
-    labels, spoken = (
-        shelf.values("span", least=LABEL_CLIPS),
-        shelf.values("timed", least=LABEL_CLIPS),
-    )
-    need(labels or spoken)
-    if labels and (not spoken or fate[1] < 0.7):
-        label = dice.pick(labels)
-        right = shelf.draw(dice, ("span", label))[0]
-        rest = shelf.draw(dice, ("kind", "sound"), n - 1, lambda row: lacks(row, label))
-        thing, spans = f"the sound of {label}", right["events"]
-    else:
-        label = dice.pick(spoken)
-        right = shelf.draw(dice, ("timed", label))[0]
-        rest = shelf.draw(dice, ("kind", "speech"), n - 1, lambda row: label not in said_in(row))
-        thing, spans = f'the word "{label}"', right["words"]
-    on, off = next(span[1:] for span in spans if span[0] == label)
-    rows = shuffled(dice, [right, *rest])
+    choices = {kind: shelf.values(kind, least=LABEL_CLIPS) for kind in ("span", "timed")}
+    key = "span" if choices["span"] and (fate[1] < 0.7 or not choices["timed"]) else "timed"
+    need(choices[key])
+    thing = dice.pick(choices[key])
+    kind = "label" if key == "span" else "word"
+    rows = right, *_ = shelf.draw(dice, (key, thing))
+    for _ in range(n - 1):
+        rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
+    spans = right["events" if key == "span" else "words"]
+    on, off = next(span[1:] for span in spans if span[0] == thing)
+    rows = shuffled(dice, rows)
     place = place_of(rows, right)
-    says = {i: f"no {label}" for i in range(1, n + 1)}
-    says[place] = f"{label} from {on:.1f} to {off:.1f} s"
+    says = {i: f"no {thing}" for i in range(1, n + 1)}
+    says[place] = f"{thing} from {on:.1f} to {off:.1f} s"
+    about = {"thing": f"the sound of {thing}" if kind == "label" else f'the word "{thing}"'}
     gold = {"type": "span", "value": {"clip": place, "on": on, "off": off}}
-    verdict = f"{audio(place)}, {on:.1f} to {off:.1f} s"
-    return Draft("when", {"thing": thing}, rows, says, verdict, gold)
+    return Draft("when", about, rows, says, f"{audio(place)}, {on:.1f} to {off:.1f} s", gold)
 
 
 def total(shelf, dice, n, fate) -> Draft:
     """How often something is heard in all clips together: any number in 1..2n as likely."""
     wanted = 1 + int(fate[0] * 2 * n)
     label = dice.pick([label for label in shelf.values("label") if most_times(shelf, label, n) > 1])
-    most, counts, left = most_times(shelf, label, n), [], wanted
+    most, counts, left = min(most_times(shelf, label, n), 2 * n - 1), [], wanted
     for more in reversed(range(n)):  # clips still to come
         fits = [c for c in range(most + 1) if 0 <= left - c <= most * more]
         counts.append(dice.pick(fits))
@@ -2310,11 +2308,12 @@ def total(shelf, dice, n, fate) -> Draft:
         if count:
             rows += shelf.draw(dice, ("times", label, count), without=rows)
         else:
-            rows += shelf.draw(dice, ("kind", "sound"), 1, lambda row: lacks(row, label), rows)
+            key = decoy(shelf, dice, "label", label)
+            rows += shelf.draw(dice, key, 1, lacking("label", label), rows)
     rows = shuffled(dice, rows)
     says = {i: told_count(count_of(row, label), label) for i, row in enumerate(rows, 1)}
     gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
-    return Draft("total", {"label": label}, rows, says, NUMBERS[wanted], gold, limits)
+    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
 
 
 def most_times(shelf, label, n) -> int:
@@ -2329,14 +2328,21 @@ def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
     thing, rows, says = with_and_without(shelf, dice, n, there)
     gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
-    return Draft("clips with", {"thing": thing}, rows, says, NUMBERS[there], gold, limits)
+    return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
 
 
 # --- captions
 
 
+MUSICAL = ("instrument", "mode", "speed", "dynamics")
+
+
 def ways(label) -> list[str]:
     return [label, f"{label}s", EVENTS[label].phrase] if label in EVENTS else [label]
+
+
+def event_phrase(label) -> str:
+    return EVENTS[label].phrase if label in EVENTS else f"{label} is heard"
 
 
 def caption(row) -> tuple[str, list]:
@@ -2345,16 +2351,13 @@ def caption(row) -> tuple[str, list]:
         need(len(words(row["transcript"])) <= 12 and said_in(row))
         text, facts = f"someone says {quote(row)}", [[word] for word in said_in(row)]
         for label in sounds_of(row):
-            text += f" while {EVENTS[label].phrase if label in EVENTS else label + ' is heard'}"
+            text += f" while {event_phrase(label)}"
             facts.append(ways(label))
         return text, facts
     captions = [c for c in row.get("captions", ()) if content(c)]
     if "music" in row and "instrument" in row["music"]:
-        facts = [[row["music"][f]] for f in ("instrument", "mode")]
-        return captions[0], [
-            *facts,
-            *([[speed_of(row)]] if speed_of(row) in ("slow", "fast") else []),
-        ]
+        facts = [row["music"]["instrument"], row["music"]["mode"], speed_of(row)]
+        return captions[0], [[fact] for fact in facts if fact not in (None, "medium")]
     if captions and all(label in EVENTS for label in sounds_of(row)) and sounds_of(row):
         return captions[0], [ways(label) for label in sounds_of(row)]
     if captions:  # what more than one listener wrote, or else what the only one did
@@ -2398,26 +2401,20 @@ def features(row) -> dict:
         emotion = row.get("emotion", "neutral")
         return found | ({f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {})
     if "instrument" in row.get("music", {}):
-        values = {
-            name: CATEGORIES[name][0](row) for name in ("instrument", "mode", "speed", "dynamics")
-        }
-        return {f"{value} music": [value] for value in values.values() if value}
-    return {
-        EVENTS[label].phrase if label in EVENTS else label: ways(label) for label in sounds_of(row)
-    }
+        values = (CATEGORIES[name][0](row) for name in MUSICAL)
+        return {f"{value} music": [value] for value in values if value}
+    return {event_phrase(label): ways(label) for label in sounds_of(row)}
 
 
 def contrast(shelf, dice, n, fate) -> Draft:
     """What one clip has and no other: some of what it has others have too, and what it has alone
     depends on who they are."""
-    kind = chosen([k for k in shelf.values("kind", least=LABEL_CLIPS)], fate[1])
+    kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     target = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
     own = features(target)
     shared = dice.pick(list(own))
     rest = shelf.draw(dice, ("kind", kind), 1, lambda row: shared in features(row), [target])
-    rest += shelf.draw(
-        dice, ("kind", kind), n - 2, lambda row: 0 < len(features(row)) <= 6, [target, *rest]
-    )
+    rest += shelf.draw(dice, ("kind", kind), n - 2, features, [target, *rest])
     others = {feature for row in rest for feature in features(row)}
     alone = [feature for feature in own if feature not in others]
     need(alone and len(alone) < len(own))
@@ -2460,7 +2457,9 @@ def count_one(shelf, dice, n, fate) -> Draft:
     else:
         row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: lacks(row, label))[0]
     gold, says = {"type": "count", "value": times}, {1: told_count(times, label)}
-    return Draft("count", {"label": label}, [row], says, NUMBERS[times], gold, {"range": [0, 3]})
+    return Draft(
+        "count", {"label": label}, [row], says, number_word(times), gold, {"range": [0, 3]}
+    )
 
 
 def countable(shelf) -> list[str]:
@@ -2497,7 +2496,7 @@ def voice(shelf, dice, n, fate) -> Draft:
 
 
 def music(shelf, dice, n, fate) -> Draft:
-    return choose_category(shelf, dice, ("instrument", "mode", "speed", "dynamics"), fate)
+    return choose_category(shelf, dice, MUSICAL, fate)
 
 
 # The tasks of the paper's Table 1 by skill, and those on one clip. The paper names the skills of
@@ -2575,15 +2574,14 @@ def mixed(shelf, a, b, snr=0, **known) -> dict:
 LATER = "today again now there too".split()
 TAIL = re.compile(r"(.+) ((?:at|in|on|with|to|from|after|before|under|near) .+)")
 IS = re.compile(r"(.+) is (\w+)")
-KINDS = {word: kind for kind, those in WORDS.items() for word in those.split()}
 
 
 def add_words(dice, text):
     """A colour before a thing that has none, or a word of time or place at the end."""
     spoken_now = text.split()
     free = [i for i, word in enumerate(spoken_now)
-            if KINDS.get(word.removesuffix("s")) in ("animal", "object")
-            and i and KINDS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
+            if SORTS.get(word.removesuffix("s")) in ("animal", "object")
+            and i and SORTS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
     if free and dice.rng.random() < 0.7:
         colour, place = dice.pick(WORDS["colour"].split()), dice.pick(free)
         return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
@@ -2594,10 +2592,10 @@ def add_words(dice, text):
 def swap_word(dice, text):
     """One word becomes another of its kind."""
     said = text.split()
-    known = [i for i, word in enumerate(said) if word in KINDS]
+    known = [i for i, word in enumerate(said) if word in SORTS]
     need(known)
     place = dice.pick(known)
-    others = [w for w in WORDS[KINDS[said[place]]].split() if w not in said]
+    others = [w for w in WORDS[SORTS[said[place]]].split() if w not in said]
     new = dice.pick(others)
     return " ".join([*said[:place], new, *said[place + 1 :]]), said[place], new
 
@@ -2782,10 +2780,6 @@ def same_parts(shelf, dice, n, put_together) -> Draft:
     return Draft("caption of", about, rows, says, captions[asked], gold, more)
 
 
-def event_phrase(label) -> str:
-    return EVENTS[label].phrase if label in EVENTS else f"{label} is heard"
-
-
 def both_at_once(a, b, snr) -> np.ndarray:
     n = max(len(a), len(b))
     return mix(np.pad(a, (0, n - len(a))), np.pad(b, (0, n - len(b))), snr)
@@ -2799,7 +2793,7 @@ def order_parts(shelf, dice, n, fate) -> Draft:
         return [
             (join([a, b], [0, 0.1, 0]), f"{x}, then {y}"),
             (join([b, a], [0, 0.1, 0]), f"{y}, then {x}"),
-            (both_at_once(a, b, 0), f"{x} while {y}"),
+            (both_at_once(a, b, 0), f"{x} and {y} at the same time"),
         ]
 
     return same_parts(shelf, dice, n, put_together)
@@ -3015,7 +3009,7 @@ def write_item(draft, dice, task, id) -> dict:
     question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
     place = dice.pick(PLACES if n > 1 else PLACES[:2])
     markers = " ".join(f"<sound-{i}>" for i in range(1, n + 1))
-    asked = place.format(question=question, clips=markers, n=NUMBERS[n] if n < 11 else n)
+    asked = place.format(question=question, clips=markers, n=number_word(n))
     answer = draft.verdict
     if n > 1 and draft.form != "describe each":
         evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
