@@ -2962,7 +2962,7 @@ def task_of(i, plan, mix, single) -> str:
     for task in plan:
         skill = TASKS[task].skill
         mates = sum(TASKS[other].skill == skill for other in plan)
-        shares[task] = mix[task] if task in mix else mix.get(skill, 100) / mates
+        shares[task] = mix[skill] / mates if skill in mix else mix.get(task, 1)
     alone = i >= single if type(single) is int else (0.5 + i * SILVER) % 1 < single
     names = [task for task in plan if (TASKS[task].skill == "single") == alone] or list(plan)
     place = (0.5 + i * GOLDEN) % 1 * sum(shares[task] for task in names)
