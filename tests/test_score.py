@@ -437,6 +437,19 @@ def test_a_model_that_never_stops_is_scored_in_time(text):
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize("text", [
+    "the a that b is not ", "no clip but ", "every a b c ", "a, b c d or ", "clip 1, ", "n't like ",
+    "that which who not ", "yes is wrong ", "(no) ", "before 1 after ", "than unlike ", "a" * 4_000,
+    "12 or so too ", "can't be any but ", "no no", "not and ", "is the ", "1, 2 and ", "- : ; ,",
+])  # fmt: skip
+@pytest.mark.parametrize("end", ["not", "that is clip 2"])
+def test_nothing_that_is_nearly_a_denial_is_searched_forever(text, end):
+    """There is no clock here: a pattern that backtracks without end would not come back at all."""
+    text = (text * 4_000)[: 4_000 - len(end)] + end
+    for gold in ALL:
+        parse(gold, text)
+
+
 def test_no_order_of_the_options_changes_a_score():
     for choices in itertools.permutations(CHOICE["choices"]):
         letter = "ABCD"[choices.index("dog")]
