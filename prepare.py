@@ -1567,7 +1567,7 @@ def find_keywords(answer: str, gold: list[str]):
     """The content words of the last statement that has some; of what it quotes, if it quotes."""
     wanted = {word for keyword in gold for word in words(keyword)}
     for statement in reversed(statements(plain(answer))):
-        if not re.search(DENIAL, " ".join(wanted)):  # else a "no" may be one of them
+        if not re.search(rf"{DENIAL}|{EXCEPT}", " ".join(wanted)):  # else "no" may be one of them
             if takes_back(statement):
                 return None
             statement = affirmed(statement)

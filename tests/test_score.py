@@ -618,6 +618,7 @@ NEIGHBOURS = [  # as near to a denial as what is right can be
         "river and stone without a doubt", '"river" and "stone", not "bird"',
     ]),
     ({"type": "keywords", "value": ["no", "river"]}, ["no, river", "no river"]),
+    ({"type": "keywords", "value": ["save", "river"]}, ["save, river"]),
 ]  # fmt: skip
 
 
