@@ -1250,7 +1250,7 @@ def remap_indices(text: str, new: dict, bare: bool = True) -> str:
 # Gold and score. An answer is free text, often a verbose one: what is heard in each clip, then a
 # verdict. The verdict counts. It is looked for in three steps: put the text in one spelling, cut it
 # into statements, and take the last one that commits to a value. Nothing is ever guessed: what
-# names two values at once, hedges, or only lists what was heard has no verdict.
+# names two values at once, hedges, asks, denies, or only lists what was heard has no verdict.
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 ONES = f"{ONES} fifteen sixteen seventeen eighteen nineteen".split()
@@ -1278,20 +1278,23 @@ MARK = (
 )
 THOUGHTS = r"(?is)<think>.*?(?:</think>|\Z)"
 HEDGE = (
-    r"(?:^|\()\s*or\b|\b(?:either|maybe|perhaps|possibly|(?:might|could|may) be|not sure|unsure)\b"
+    r"(?:^|\()\s*or\b|\b(?:either|maybe|perhaps|possibly|(?:might|could|may) be|part(?:ly|ially)"
+    r"|necessarily|unsure|uncertain|unclear|whether|or (?:something|none|another)"
+    r"|not (?:sure|certain|know))\b|n't know\b"
 )
 REASON = r"\b(?:because|since|whereas|while|although|though|as (?=[#it]))"
 FILLER = set(
-    "a about actually after all also always am an and answer answers any appear appears are as "
-    "at audio audios be been begins being believe best between both but by can choose "
-    "chronological clip clips common conclusion contain contains correct does each end ends "
-    "event every feature features file final first follows for from go goes has have hear heard "
-    "hence here hold holds i in is it it's its keyword keywords last mean mention mentioned "
-    "mentions my no number occurs of offset on one ones only onset option order our overall "
-    "phrase pick please recording recordings right s said sample say says sec second seconds "
-    "segment sequence share shared should so sorry sound sounds speaker spoken start starts that "
-    "the their them then there there's therefore these they think this those thus time times to "
-    "total track tracks until verdict wait was we were what which with word words would".split()
+    "a about actually after all also always am an and answer answers any appear appears are as at "
+    "audio audios be been begins being believe best between both but by can certainly choose "
+    "chronological clearly clip clips common conclusion contain contains correct definitely did do "
+    "does each end ends event every feature features file final first follows for from go goes has "
+    "have hear heard hence here hold holds i in is it it's its keyword keywords last mean mention "
+    "mentioned mentions my no number occurs of offset on one ones only onset option order our "
+    "overall phrase pick please recording recordings right s said sample say says sec second "
+    "seconds segment sequence share shared should so sorry sound sounds speaker spoken start "
+    "starts that that's the their them then there there's therefore these they think this those "
+    "thus time times to total track tracks until verdict wait was we were what which with word "
+    "words would".split()
 )
 TAIL = 4000  # characters: of a model that never stops, only the end is read
 
@@ -1321,7 +1324,8 @@ def tag_clips(text: str, pattern=NAMED) -> str:
         if group == "ordinal":
             return f"#{ORDINALS.index(match[group]) + 1}"
         before = match.group()[: match.start(group) - match.start()] if group == "bare" else ""
-        return before + re.sub(r"\d+", r"#\g<0>", match[group])
+        together = re.sub(r",(?!\s*(?:and|or)\b)", " and", match[group])  # "not clips 1, 2"
+        return before + re.sub(r"\d+", r"#\g<0>", together)
 
     return re.sub(pattern, tag, text)
 
@@ -1331,8 +1335,8 @@ def terms(text: str) -> list[str]:
     return tokens(plain(text))
 
 
-def tokens(text: str) -> list[str]:
-    found = re.findall(r"[@#]\d+|(?<!\w)-?\d+(?:[.:]\d+)*|[\w']+[#\u266f\u266d]?|%", text)
+def tokens(text: str, also: str = "") -> list[str]:
+    found = re.findall(rf"[@#]\d+|(?<!\w)-?\d+(?:[.:]\d+)*|[\w']+[#\u266f\u266d]?|%{also}", text)
     return [word for word in found if word not in ("a", "an", "the")] or found
 
 
@@ -1348,29 +1352,90 @@ def statements(text: str) -> list[str]:
         text = re.sub(r"\n+", ", ", re.sub(r"(?m)^ ?\d+[.)]\s+", "", text))
     text = re.sub(rf"(?<=[,:;.!?\n-])\s*(?=(?:(?:and|but)\s+)?{OPENING})", "\n", text)
     found = []
-    for sentence in re.split(r"[.!?;]+(?=\s|$)|\n+", text):
+    for sentence in re.split(r"(?<=\?)(?=\s)|[.!;]+(?=\s|$)|\n+", text):
+        if sentence.rstrip().endswith("?"):  # a question states nothing
+            continue
         sentence = re.sub(rf"^\s*{REASON}[^,]*,", "", sentence)
         sentence = re.sub(rf"{REASON}.*", "", sentence)
         marked = re.search(MARK, sentence)
-        found += [sentence] if marked else re.split(r"(?<!#\d)(?<!#\d\d):\s+", sentence)
+        found += [sentence] if marked else re.split(rf"(?<!#\d)(?<!#\d\d){COLON}", sentence)
     return found
+
+
+# What is denied is not named: a statement is cut into clauses, and one with a denial counts for
+# nothing. "Clip 2 has no dog" may answer a question or deny that clip; without the question nobody
+# can tell, so it takes a verdict ("so clip 2", "the one without a dog is clip 2").
+NOT = (
+    r"\b(?:not?|cannot|\w+n't|(?:is|are|ai|ca|do|does|did|wo)nt|nor|never|neither|none|nothing"
+    r"|nobody|hardly|scarcely|unlikely|(?:less|least) likely|doubt\w*|disagree\w*|rul(?:e|ed|ing)"
+    r"|reject\w*|exclud\w*|eliminat\w*|discard\w*|ignor\w*|mistake\w*|avoid|refuse"
+    r"|lack(?:s|ing)?|absent|missing|fails?|far from|opposite)\b"
+)
+DENIAL = rf"(?:{NOT}|\b(?:wrong|incorrect|false|untrue)\b)"
+EXCEPT = (  # what sets the rest of a clause apart
+    r"\b(?:than|unlike|except\w*|the exception|instead of|without|with no|compared (?:to|with)"
+    r"|differ\w* from|as opposed to|(?:apart|aside) from|besides|barring|save)\b"
+)
+SAME_AS = [  # denials that affirm, exceptions that look otherwise, and what each comes to
+    (r"\bnot (?:only|just)\b|\b(?:no|without)(?: an?y?)? doubt\b|\bdoubtless\b|\bno wait\b", " "),
+    (r"\b(?:no \w+|no(?:ne|thing)|no(?= other)|can(?:no|')t be any\w*) (?:but|(?:other|else) than)",
+     " "),
+    (r"\b(?:rather|other) than\b", "than"),
+    (r"\b(?:any|every|each|all)\w*(?: \w+){0,3} but\b", "not"),
+    (r"(?:\bnot|\bnothing|\w+n't) (?:\w+ )?like\b", "unlike"),
+    (r"\bdoes(?: not|n't) (?:\w+ )?(?:match|fit|belong)\b", "unlike"),
+    (r"^\W*the (?:\w+ ){1,3}(?:that|which|with|without|where)\b(?!.*\b(?:wrong|right|correct|answer"
+     r"|it)\b).* is (?:the )?(?=[#@]?\d)", " "),
+]  # fmt: skip
+COLON = r"(?<!wrong)(?<!incorrect)(?<!false)(?<!answer)(?<!not):\s+"
+SOME = r"[#@]\d+(?:\s*,\s*[#@]\d+)*\s*,?\s+(?:and|n?or)\s+(?:the\s+)?[#@]\d+"  # a list, "and" in it
+CLAUSE = (  # where one ends: at no comma between bare numbers, nor at one that leads to an "or"
+    rf"(?:(?<!\d)|(?!\s*,\s*\d))\s*,(?!(?:\s+(?!{NOT})\S+){{0,3}}\s+n?or\b)|{COLON}|\s-+\s"
+    rf"|\b(?:but|so|yet)\b|(?={EXCEPT})|\band\s+(?=(?:there \w+ )?{NOT})|(?<=\d) (?=not [#@\d])"
+    rf"|\b(?:that|which|who|where)\b(?=(?:\s+\S+){{0,4}}?\s+{DENIAL})"
+)
+
+
+def clauses(text: str) -> list[str]:
+    for pattern, meaning in SAME_AS:
+        text = re.sub(pattern, meaning, text)
+    return re.split(CLAUSE, re.sub(SOME, lambda m: m.group().replace(",", " "), text))
+
+
+def takes_back(text: str) -> bool:
+    """Whether it only denies what was said before, as "that is wrong" does."""
+    rest, denials = re.subn(DENIAL, " ", text)
+    return denials > 0 and not set(tokens(rest)) - FILLER
+
+
+def affirmed(text: str, back: bool = True) -> str:
+    """A statement without what it denies. Where a denial may be the answer, none takes back."""
+    if not re.search(rf"{DENIAL}|{EXCEPT}|\bbut\b", text):
+        return text
+    kept = []
+    for clause in clauses(text):
+        kept = [] if back and takes_back(clause) else kept
+        kept.append(";" if re.search(rf"{DENIAL}|{EXCEPT}", clause) else clause)
+    return ",".join(kept)
 
 
 UNSURE = [None, None]  # more values than one, which is what no answer may have
 
 
-def verdict(answer: str, find):
+def verdict(answer: str, find, back: bool = True):
     """The value that an answer commits to, or None. find(statement) -> the values it names and the
     rest of its text. What is marked as the answer goes before what is nothing but a value, and
-    that before what is said in passing."""
+    that before what is said in passing. With `back`, "that is wrong" takes back all before it."""
     passing, bare, marked, hedged = [], [], [], False
     for statement in statements(plain(answer)):
         statement, hedges = re.subn(HEDGE, " ", statement)
-        outside = re.sub(r"\([^()]{3,}\)", " ", statement)
+        outside = re.sub(r"\([^()]{3,}\)", lambda m: f", {m[0]}" * takes_back(m[0]), statement)
         values, rest = find(outside)
         if not values:
             values, rest = find(statement)
         if not values:
+            if back and takes_back(statement):
+                passing, bare, marked = [], [], []
             continue
         only = not set(tokens(rest)) - FILLER
         rank = marked if re.search(MARK, statement) else bare if only else passing
@@ -1393,23 +1458,16 @@ def verdict(answer: str, find):
 NUMBER = r"(?<![\w#.:/-])\d+(?!\w|[.:/-]\d|\s*(?:s|sec|seconds?|ms|k?hz|db)\b)"
 JOINED = rf"(?:[\s,&+]|\b(?:and|nor|the|both|plus|also|{NOUN}s?)\b)+"  # clips named together
 TAGS = rf"#\d+(?:{JOINED}#\d+)*"
-INSTEAD = (
-    r"(?:\bnot(?! only)|n't|\bnor|\bneither|\bthan|\bunlike|\bexcept|\binstead of|\brather than"
-    r"|\bother than|\bcompared (?:to|with)|\bdiffer\w* from|\bas opposed to|\bexcluding)\s+"
-    r"(?:\w+\s+){0,3}?"
-)
-SOME = r"#\d+(?:(?:,\s*#\d+)*,?\s+(?:and|n?or)\s+(?:the\s+)?#\d+)?"  # a list with its "and"
 ALONE = (
     r"\bnumber\s*(?P<one>\d+)"
     rf"|(?:\bthe\s+|^\W*(?=\w+\W*$))(?P<ordinal>{ORDINAL})(?=\s*(?:[,;.]|$|(?:and|is|was|has)\b))"
 )
-IS_NOT = r"\s+(?:is|are)(?: not|n't)\s+(?:the\s+)?(?:answer|ones?|it|correct|right)\b"
 
 
 def find_clips(text: str):
-    """Clips named together, but for those that it is said not to be."""
-    text = tag_clips(tag_clips(text, NAMED + BARE), ALONE)
-    text = re.sub(rf"{INSTEAD}{SOME}|{TAGS}{IS_NOT}", " ", text)
+    """Clips named together, but for those that it is said not to be. "Clip 1 is quieter than clip
+    2" names clip 1, as one says to "which is quieter?": the question is not known here."""
+    text = affirmed(tag_clips(tag_clips(text, NAMED + BARE), ALONE))
     rest = re.sub(TAGS, " ", text)
     groups = re.findall(TAGS, text)
     if not groups:  # numbers alone, as in "2" or "the answer is 1 and 3"
@@ -1434,47 +1492,50 @@ def find_order(text: str):
         text = re.sub("[#-]", " ", text)
         runs = [rf"{item}(?:{NEXT}{item})+" for item in (NUMBER, rf"\b{ORDINAL}\b")]
         run = next((run for run in runs if re.search(run, text)), run)
-        if set(tokens(re.sub(run, " ", text))) - FILLER:
-            return [], text
+    text = re.sub(r"\breverse\w*|\bbackwards\b", "wrong", text)
+    text = affirmed(re.sub(run, lambda m: re.sub(r",|\s-+\s", " then ", m.group()), text))
+    rest = re.sub(run, " ", text)
+    if "#" not in text and set(tokens(rest)) - FILLER:
+        return [], rest
     values = []
     for found in re.findall(run, text):
         places = [ORDINALS.index(word) + 1 for word in re.findall(ORDINAL, found)]
         order = [int(number) for number in re.findall(r"\d+", found)] or places
         straight = order == places or places == sorted(places)  # not "second: 1, first: 2"
         values += [tuple(order)] if straight and len(set(order)) == len(order) else UNSURE
-    return values, re.sub(run, " ", text)
+    return values, rest
 
 
 VAGUE = (  # what is said around a number that is no count
-    r"\b(?:between|at (?:least|most)|(?:more|less|fewer) than|over|under|up to|about|around|nearly"
-    r"|approximately|roughly|almost|some)\s+(?=\d)|[~<>\u2248]\s*(?=\d)"
-    r"|(?<=\d)(?:\+|\s*(?:-|to|or)\s*\d|\s+or\s+(?:more|fewer|so)\b)"
+    r"\b(?:between|at (?:the )?(?:very )?(?:least|most)|more or less|(?:more|less|fewer) than|over"
+    r"|under|below|above|up to|about|around|nearly|approximately|roughly|almost|some|double|half of"
+    r"|(?:max|min)imum(?: of)?)\s+(?=\d)|[~<>\u2248]\s*(?=\d)"
+    r"|(?<=\d)(?:\+|-ish\b|\s*(?:-|to|or)\s*\d|\s+or\s+(?:more|fewer|so)\b)"
+    r"|(?<=\d)\s+(?:\w+ ){0,2}(?:too (?:many|few)|at (?:the )?(?:least|most)"
+    r"|(?:more|fewer|less) than|(?:max|min)imum)\b"
     r"|(?<=\d)\s*(?:%|/|\bhundred|\bthousand|\bmillion|\bdozen|\bhal(?:f|ves)\b)"
 )
-NONE_OF = r"\b(?:none|never|there (?:is|are|was|were) no)\b"
-NEVER = r"(?:\bnot(?! only)|\bcannot|n't)\s+(?:\w+\s+)?"
+NONE_OF = r"\b(?:none|never|there (?:is|are|was|were) no)\b(?! \d)"
 TIMES_OF = {"once": "1", "twice": "2", "thrice": "3"}
 
 
 def find_count(text: str):
     """Numbers that count: no clip's index, no time, no share."""
     text = re.sub(rf"\b(?:across|in|of) (?:all |the |these )*\d+ {NOUN}s\b", " ", text)
-    text = re.sub(rf"{NEVER}(?:\w+\s+)?{NUMBER}|{NUMBER}\s+is (?:wrong|incorrect)\b", " ", text)
-    text = re.sub(NONE_OF, " 0 ", text)
+    text = affirmed(re.sub(VAGUE, " ~ ", re.sub(NONE_OF, " 0 ", text)))
     text = re.sub(r"\b(?:once|twice|thrice)\b", lambda m: TIMES_OF[m.group()], text)
     text = re.sub(r".*=(?=\s*\d)", "", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))
-    total = re.search(rf"({NUMBER})(?:\s+\w+)?\s+(?:in total|in all|altogether|overall)\b", text)
-    if total:
+    count = rf"(?:~ *)?{NUMBER}(?:\s+[\w~]+)?"
+    if total := re.search(rf"{count}\s+(?:in total|in all|altogether|overall)\b", text):
         text = total.group()
     found = sorted(set(map(int, re.findall(NUMBER, text))))
-    vague = re.search(VAGUE, text)
     rest = re.sub(rf"{NUMBER}(?:\s+[a-z]\w+)?", " ", text)
-    return (UNSURE if vague else found), rest
+    return (UNSURE if "~" in text else found), rest
 
 
 def find_span(text: str, named: bool):
     """One clip, if clips are told apart at all, and two times: 1.2, 1.2 s, 1200 ms or 0:01.2."""
-    text = re.sub(rf"{INSTEAD}{SOME}", " ", text)
+    text = affirmed(re.sub(r"\boutside\b|\bbefore(?=[^,]* after)", "not", text))
     clips = set(re.findall(r"#(\d+)", text))
     text = re.sub(r"#\d+", " ", text)
     time = r"(?<![\w.:])(?:(\d+):)?(\d+(?:\.\d+)?)(?![.:]?\d)\s*(ms\b)?"
@@ -1488,62 +1549,80 @@ def find_span(text: str, named: bool):
 
 
 CANNOT = r"(?:can ?not|can't|could(?: not|n't)|impossible to)"
-DENIAL = r"\b(?:unlikely|fails?|far|no way|hardly|never|nothing|neither #?\w+|wrong)"
-DENIED = rf"(?:{NEVER}|{DENIAL}\s+(?:\S+\s+){{0,3}}?)"
+DENIED = (  # a bare "no" is an answer, and denies nothing that follows
+    rf"(?:(?!no\b){NOT}|\bwrong\b|\bno (?:{NOUN}|one|evidence|way|means|part|reason)\b)"
+    r"\s+(?:(?!and\b)\S+\s+){0,6}?\W*"
+)
 YESNO = {  # in this order, for "not true" holds "true"
-    "nei": r"\b(?:nei|(?:not|n't) (?:have |give |contain )?enough (?:information|info|evidence)"
-    r"|insufficient (?:information|info|evidence)|(?:is|are) insufficient|no information"
+    "nei": r"(?:(?:\bnot|n't) (?:have |give |contain )?enough (?:information|info|evidence)"
+    r"|\bnei|insufficient (?:information|info|evidence)|(?:is|are) insufficient|no information"
     rf"|{CANNOT} (?:be )?(?:determined?|tell|told|said|know|known|inferred?|verif(?:y|ied))"
     r"|undetermined|unknown|not (?:mention(?:ed)?|stated|specified)|neutral)\b",
     "no": r"\b(?:nope|false|incorrect|untrue|contradict(?:s|ed)?)\b"
+    r"|(?:^\W*(?:(?:that|this|it)(?:'s| is)|is) |\()wrong\b(?! to\b)"
     rf"|{DENIED}(?:yes|true|correct|support(?:s|ed)?|entail(?:s|ed)?)\b"
     r"|\bno\b(?=\s*(?:$|[,:)\"-]|it|they|s?he|this|these|both|all|#|not|we\b|i\b|and\b|or\b))",
     "yes": r"\b(?:yes|yeah|yep|true|correct(?! (?:answer|option|choice|verdict))|supports?"
     r"|supported|entailed)\b",
 }
-LEADING = r"^\W*(yes|no)\b\s*(?:,|-|it\b|they\b|this\b|both\b)(?!\s*(?:and |or |but )?(?:yes|no)\b)"
+DENIED_ANSWER = (  # "rather than yes", "no is wrong", "not false"
+    rf"{EXCEPT}.*|(?:\b(?:yes|no)|{YESNO['nei']})\W{{1,2}}(?=is|was|would|can).*{DENIAL}"
+    rf"|{DENIED}(?:no|false|incorrect|untrue|contradict\w*|{YESNO['nei']})\b"
+)
+LEADING = (
+    r"^\W*(yes|no)\b\s*(?:,|-|it\b|they\b|this\b|both\b)"
+    r"(?!\s*(?:and |or |but )?(?:yes|no|true|false)\b|.*\b(?:enough|insufficient|determined|wrong)"
+    r"\b)"
+)
 
 
 def find_yesno(text: str):
     if leading := re.search(LEADING, text):  # what follows is why
         return [leading[1]], ""
-    text = re.sub(rf"{NEVER}(?:no|false|incorrect|untrue|contradict\w*)\b", " ", text)
     text = re.sub(
         r"\bto (?:say|tell|answer|decide) \W*(?:yes|no)\b(?:\W+or\W+(?:yes|no)\b)?", " ", text
     )
-    values = []
-    for value, pattern in YESNO.items():
-        values += [value] if re.search(pattern, text) else []
-        text = re.sub(pattern, " ", text)
-    return values, text
+    values, rest = set(), ""
+    for clause in clauses(text):
+        clause = re.sub(DENIED_ANSWER, " ", clause)
+        for value, pattern in YESNO.items():
+            values |= {value} if re.search(pattern, clause) else set()
+            clause = re.sub(pattern, " ", clause)
+        rest += clause
+    return sorted(values), rest
 
 
 LETTER = (
     r"\b(?:option|choice)\s+\(?([a-z])\b\)?|[(\[]([a-z])[)\]]"
-    r"|(?:^|\b(?:answer|it|choose|pick)(?:\s+is|'s)?:?\s)\s*([a-z])(?=\s*(?:[.,:;)-]|$))\)?"
+    r"|(?:^|\b(?:answer|it|choose|pick)(?:\s+is|'s)?:?\s|(?<=\bnot )|(?<=\bthan ))\s*([a-z])"
+    r"(?=\s*(?:[.,:;)-]|$|(?:and |but )?not\b))\)?"
 )
 
 
-def find_choice(text: str, choices: list[str]):
+def find_choice(text: str, choices: list[str], back: bool):
     """Choices by their letter or by their text, a longer one before one that it holds."""
 
     def letter(match):
         place = ord(match[1] or match[2] or match[3]) - ord("a")
         return f" @{place} " if place < len(choices) else " "
 
-    text = f" {' '.join(tokens(re.sub(LETTER, letter, text)))} "
-    named = {i: " ".join(terms(choice)) for i, choice in enumerate(choices)}
+    text = f" {' '.join(tokens(re.sub(LETTER, letter, text), '|,'))} "
+    named = {i: " (?:, )?".join(map(re.escape, terms(c))) for i, c in enumerate(choices)}
     for i in sorted(named, key=lambda i: -len(named[i])):
-        text = text.replace(f" {named[i]} ", f" @{i} ")
-    text = re.sub(rf"(?:{INSTEAD}|\b(?:no|without|lacks?|anything but)\s+)@\d+", " ", text)
+        text = re.sub(rf"(?<= ){named[i]}(?= )", f"@{i}", text)
+    text = affirmed(text, back)
     values = sorted({choices[int(i)] for i in re.findall(r"@(\d+)", text)})
     return values, re.sub(r"@\d+", " ", text)
 
 
 def find_keywords(answer: str, gold: list[str]):
     """The content words of the last statement that has some; of what it quotes, if it quotes."""
-    wanted = {word for keyword in gold for word in words(keyword)}
+    wanted = {word for keyword in gold for word in words(plain(keyword))}
     for statement in reversed(statements(plain(answer))):
+        if not re.search(rf"{DENIAL}|{EXCEPT}", " ".join(wanted)):  # else "no" may be one of them
+            if takes_back(statement):
+                return None
+            statement = affirmed(statement)
         quoted = re.findall(r'"([^"]+)"', statement)
         said = set(words(" ".join(quoted) or re.sub(r"#\d+", " ", statement)))
         if found := said - (FILLER - wanted):
@@ -1573,20 +1652,23 @@ def parse(gold: dict, answer: str):
         return words(said(answer)) or None
     answer = answer[-TAIL:]
     if kind == "choice":
-        same = [c for c in gold["choices"] if plain(c).strip(" .") == plain(answer).strip(" .")]
-        return same[0] if same else verdict(answer, lambda s: find_choice(s, gold["choices"]))
+        ways = gold["choices"]
+        same = [c for c in ways if plain(c).strip(" .") == plain(answer).strip(" .")]
+        back = not re.search(DENIAL, plain(" ".join(ways)))  # else a "no" may be the answer
+        return same[0] if same else verdict(answer, lambda s: find_choice(s, ways, back), back)
     if kind == "span":
         named = "clip" in value
         found = verdict(answer, lambda s: find_span(s, named))
         if found or re.search(HEDGE, plain(answer)):
             return found
-        whole, _ = find_span(plain(answer), named)  # the clip in one sentence, its times in another
+        answer = ", ".join(statements(plain(answer)))  # a clip in one of them, times in another
+        whole, _ = find_span(answer, named)
         return whole[0] if whole else None
     if kind == "keywords":
         return find_keywords(answer, value)
-    if kind == "text":
-        return terms(answer) or None
-    return verdict(answer, FINDERS[kind])
+    if kind == "text":  # a caption, or whatever else, may come after what led to it
+        return terms(re.split(r"(?i)\banswer(?: is)?:", answer)[-1]) or None
+    return verdict(answer, FINDERS[kind], back=kind != "yesno")
 
 
 def score(gold: dict, answer: str) -> float | None:
@@ -1611,7 +1693,7 @@ def score(gold: dict, answer: str) -> float | None:
         right = found[0] in (None, value.get("clip", found[0]))
         return float(right and overlap(found[1:], (value["on"], value["off"])) > 0.5 - 1e-9)
     if kind == "keywords":
-        return f1(found, {word for keyword in value for word in words(keyword)})
+        return f1(found, {word for keyword in value for word in words(plain(keyword))})
     if kind == "text":
         return score_text(value, found)
     if kind == "transcript":  # "she said: go" may be a report of "go", or what was said

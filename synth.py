@@ -1,31 +1,52 @@
-"""Make what does not exist: a toy world of sounds, music and voices, and all that is known of it.
+"""Make what does not exist: sounds of which all is known, and questions that take several of them.
 
+    python synth.py                                                  a world and questions: data/toy
+    python synth.py --corpus clotho.jsonl libri.jsonl --out data/mine    questions on other clips
+    python synth.py --llm http://localhost:8000 --model gpt-oss-120b     written by a language model
+    python synth.py --recipe mallm                                   or jasco, or compa
+    torchrun --nproc-per-node 8 synth.py --train 1300000             eight parts, joined at the end
+    python synth.py show data/toy/bench.jsonl 17                     one item
     python synth.py world --out data/world --clips 9000 --seed 0     corpus.jsonl and its clips
     python synth.py world --out data/espeak --clips 900 --voice espeak
     python synth.py world --out data/served --clips 900 --tts http://localhost:8091 --model NAME
     python synth.py clips --out clips                                six short clips to try it on
 
-Nothing is recorded and nothing is downloaded: a sound is a row of numbers that a few generators
-read, so its times, counts, keys and voices are known exactly, and a question about it has one
-answer. Ideas, in this order:
+The first half makes sounds. Nothing is recorded and nothing is downloaded: a sound is a row of
+numbers that a few generators read, so its times, counts, keys and voices are known exactly.
   1. chance: a split owns slices of every range, so no number that between() draws for a test clip
      was drawn in training;
   2. three generators (tone, rush, patter) and a table of events; music is notes of the first;
   3. a voice: phones to formants to sound, frame by frame;
   4. mixing, and what recordings suffer, each with its label, strength and unit;
   5. the world: clip i depends on (seed, i) and on nothing else.
+The second half makes questions, on these clips or on any others that a corpus.jsonl describes.
+  6. how things are put: every way of asking belongs to one split;
+  7. the shelf: the clips of a split, and an index of who has what;
+  8. the tasks: one function for each kind of question, from rows to a question with one answer;
+  9. recipes of other papers, whose clips are made for the item;
+  10. items: item i depends on (seed, i); its answer says what is heard, then the verdict, and is
+     scored like any other before it is written;
+  11. a language model as the writer, whose every word is checked;
+  12. files: chunks, workers, shards, and going on after a kill.
 """
 
+import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import zlib
-from collections import Counter, namedtuple
+from array import array
+from collections import Counter, defaultdict, deque, namedtuple
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -34,8 +55,9 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    RATE, BadInput, Parser, Refused, clean, cli, expect, load_audio, open_audio, progress,
-    read_json, read_values, request, stop, warn, worker_map, write_json, written,
+    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, follow, load_audio,
+    load_clip, open_audio, progress, read_corpus, read_json, read_lines, read_rows, read_values,
+    request, score, stop, warn, words, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1333,6 +1355,2030 @@ def run_world(args):
     print(clean(summary(args.out / "corpus.jsonl") + told))
 
 
+# ------------------------------------------------------------------------------------------------
+# Questions. From here on the sounds exist, in a corpus.jsonl that was made above or by prepare.py,
+# and a question on several of them is made of what their rows say. First, how things are put: every
+# way of asking is spelled out from brackets, [this|or that], and dealt to one split by its
+# checksum, so that a bench asks in sentences that were never trained on, made of words that were.
+
+
+@lru_cache(maxsize=4096)
+def phrasings(form) -> dict:
+    """{split: its ways to say a form}: a fifth are the test's, a fifth dev's, and at least one."""
+    parts = [part.split("|") for part in re.split(r"[\[\]]", form)]
+    whole = ["".join(chosen) for chosen in itertools.product(*parts)]
+    whole.sort(key=lambda text: (zlib.crc32(text.encode()), text))
+    held = max(1, len(whole) // 5) if len(whole) > 2 else 0
+    parts = {"test": whole[:held], "dev": whole[held : 2 * held], "train": whole[2 * held :]}
+    return {split: texts or whole for split, texts in parts.items()}
+
+
+def phrase(dice, form) -> str:
+    return dice.pick(phrasings(form)[dice.split])
+
+
+class Miss(Exception):
+    """This attempt at an item came to nothing; another one may not."""
+
+
+def need(holds):
+    if not holds:
+        raise Miss
+
+
+def pick(dice, options):
+    need(options)
+    return dice.pick(options)
+
+
+def kind_of(row) -> str:
+    if "transcript" in row or "overall_quality" in row.get("quality", {}):
+        return "speech"
+    return "music" if "music" in row or row["corpus"] == "musiccaps" else "sound"
+
+
+def sounds_of(row) -> list[str]:
+    """The labels that name what sounds, but for the speech and the music themselves."""
+    if "music" in row:
+        return []
+    return [label for label in dict.fromkeys(row.get("labels", ())) if label.lower() != "speech"]
+
+
+def lone_sound(row):
+    found = sounds_of(row)
+    return found[0] if kind_of(row) == "sound" and len(found) == 1 else None
+
+
+def class_of(row):
+    label = lone_sound(row)
+    return EVENTS[label].group if label in EVENTS and EVENTS[label].group != "other" else None
+
+
+def speed_of(row):
+    """slow, medium or fast; a tempo near the border has none."""
+    tempo = row.get("music", {}).get("tempo", 0)
+    limits = {"slow": (1, 95), "medium": (106, 134), "fast": (147, 999)}
+    return next((name for name, (low, high) in limits.items() if low < tempo < high), None)
+
+
+def music_field(name):
+    return lambda row: row.get("music", {}).get(name)
+
+
+# What a clip is one of, so that clips are alike in it or not: (how to find it, noun, plural)
+CATEGORIES = {
+    "sound": (lone_sound, "sound", "sounds"),
+    "class": (class_of, "kind of sound", "kinds of sound"),
+    "instrument": (music_field("instrument"), "instrument", "instruments"),
+    "mode": (music_field("mode"), "musical mode", "musical modes"),
+    "speed": (speed_of, "musical speed", "musical speeds"),
+    "dynamics": (music_field("dynamics"), "musical dynamics", "musical dynamics"),
+    "language": (music_field("language"), "language", "languages"),
+    "voice": (lambda row: row.get("speaker"), "speaker", "speakers"),
+    "emotion": (lambda row: row.get("emotion"), "mood of the voice", "moods of the voice"),
+}
+
+
+def number_word(n) -> str:
+    return NUMBERS[n] if n < len(NUMBERS) else str(n)
+
+
+def count_of(row, label):
+    """How often a clip holds a label; None where nobody counted."""
+    return sum(event[0] == label for event in row["events"]) if "events" in row else None
+
+
+def told_count(count, label) -> str:
+    few = {0: f"no {label}", 1: f"{label} once", 2: f"{label} twice"}
+    return few.get(count, f"{label} {number_word(count)} times")
+
+
+def onset_of(row, label):
+    return min((on for name, on, _ in row.get("events", ()) if name == label), default=None)
+
+
+def words_said(row):
+    count = len(words(row.get("transcript", "")))
+    return count if 1 <= count <= 10 else None
+
+
+def speaking_rate(row):
+    """Words a second, of a speech that is long enough to tell."""
+    count = len(words(row.get("transcript", "")))
+    return count / row["duration"] if count >= 12 else None
+
+
+def noise_level(row):
+    quality = row.get("quality", {})
+    return quality["strength"] if quality.get("label") == "noise" and "transcript" in row else None
+
+
+# What clips have more or less of: the value (of a row, or of a row and a label), how far two must
+# lie apart (a factor, or a difference), how it is told, and what is asked for at either end.
+Scale = namedtuple("Scale", "value factor apart told most least")
+WHICH = "[Which audio|Which clip|Which recording]"
+IN = "[In which audio|In which clip|In which recording]"
+SCALES = {
+    "count": Scale(count_of, 1, 1, told_count,
+                   IN + " [is the {label} heard|do you hear the {label}] most often?",
+                   IN + " [is the {label} heard|do you hear the {label}] least often?"),
+    "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
+                   IN + " does the [first {label}|{label}] [come|begin] latest?",
+                   IN + " does the [first {label}|{label}] [come|begin] earliest?"),
+    "sounds": Scale(lambda row: len(sounds_of(row)) if kind_of(row) == "sound" else None, 1, 1,
+                    None, WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
+                    WHICH + " [has|holds] the fewest [different sounds|kinds of sounds]?"),
+    "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, _: f"{5 * round(value / 5)} bpm",
+                   WHICH + " has the [fastest music|fastest tempo|quickest music]?",
+                   WHICH + " has the [slowest music|slowest tempo]?"),
+    "energy": Scale(music_field("energy"), 1, 0.15, "energy {0:.2f}".format,
+                    WHICH + " has the [most energetic music|music with the most energy]?",
+                    WHICH + " has the [least energetic music|music with the least energy]?"),
+    "valence": Scale(music_field("valence"), 1, 0.2, "cheer {0:.2f}".format,
+                     WHICH + " [has|holds] the [most cheerful|happiest] music?",
+                     WHICH + " [has|holds] the [least cheerful|saddest] music?"),
+    "danceability": Scale(music_field("danceability"), 1, 0.2, "dance {0:.2f}".format,
+                          WHICH + " [is|sounds] best to dance to?",
+                          WHICH + " [is|sounds] worst to dance to?"),
+    "pitch": Scale(lambda row: row.get("voice", {}).get("f0"), 1.2, 0,
+                   lambda value, _: f"{5 * round(value / 5)} hz",
+                   WHICH + " has the [highest voice|voice with the highest pitch]?",
+                   WHICH + " has the [deepest voice|voice with the lowest pitch]?"),
+    "words": Scale(words_said, 1, 1, lambda value, _: f"{NUMBERS[value]} words",
+                   IN + " [are the most words said|do you hear the most words]?",
+                   IN + " [are the fewest words said|do you hear the fewest words]?"),
+    "rate": Scale(speaking_rate, 1.25, 0, "{0:.1f} words a second".format,
+                  IN + " does [somebody|the speaker] [speak|talk] fastest?",
+                  IN + " does [somebody|the speaker] [speak|talk] slowest?"),
+    "length": Scale(lambda row: row["duration"], 1.15, 0.4, "{0:.1f} s".format,
+                    WHICH + " [is the longest|lasts longest]?",
+                    WHICH + " [is the shortest|lasts shortest]?"),
+    "noise": Scale(noise_level, 1, 4, "noise at {0:.0f} db".format,
+                   WHICH + " has the [least noise|weakest noise] behind the [voice|speech]?",
+                   WHICH + " has the [most noise|strongest noise] behind the [voice|speech]?"),
+    "rating": Scale(lambda row: row.get("quality", {}).get("overall_quality"), 1, 1,
+                    "quality {0}".format, WHICH + " has the best [overall|speech] quality?",
+                    WHICH + " has the worst [overall|speech] quality?"),
+}  # fmt: skip
+LABELLED = ("count", "first")  # scales of one label
+QUALITY = ("noise", "rating")  # scales that the task of that name asks for
+
+
+def valued(scale, row, label=None):
+    value = scale.value(row, label) if label else scale.value(row)
+    return value if type(value) in (int, float) else None
+
+
+def apart(scale, a, b) -> bool:
+    low, high = sorted((a, b))
+    return high - low >= scale.apart - 1e-9 and high >= scale.factor * low and high > low
+
+
+def told(scale, label, value, row) -> str:
+    if scale.told is None:
+        return f"{', '.join(sounds_of(row))}: {number_word(value)}"
+    return scale.told(value, label)
+
+
+# What the world's sentences state: (relation, of whom, what). "the dog is red" -> colour, dog, red.
+
+RELATIONS = {  # form: (relation, the slot of whom, the slot of what)
+    "the {animal} is {colour}": ("colour", "animal", "colour"),
+    "the {animal} is at the {place}": ("place", "animal", "place"),
+    "the {person} is at the {place}": ("place", "person", "place"),
+    "the {person} is {number}": ("age", "person", "number"),
+    "i see {number} {object}s": ("number", "object", "number"),
+    "the {person} wants the {object}": ("wish", "person", "object"),
+    "it is {weather} at the {place}": ("weather", "place", "weather"),
+    "the {person} is {mood}": ("mood", "person", "mood"),
+    "the {person} has a {animal}": ("pet", "person", "animal"),
+}
+SORTS = {word: sort for sort, those in WORDS.items() for word in those.split()}
+SLOT = re.compile(r"{(\w+)}")
+FACTS = [
+    (re.compile(SLOT.sub(lambda m: f"(?P<{m[1]}>{WORDS[m[1]].replace(' ', '|')})", form)), *names)
+    for form, names in RELATIONS.items()
+]
+TOPICS = {  # what a sentence is about, as one asks for it
+    "colour": "[what colour|which colour] the {whom} is", "place": "where the {whom} is",
+    "age": "[how old the {whom} is|the age of the {whom}]",
+    "number": "[how many {whom}s there are|the number of {whom}s]",
+    "wish": "what the {whom} [wants|would like]",
+    "weather": "[how the weather is|what the weather is like] at the {whom}",
+    "mood": "[how the {whom} is|how the {whom} feels]",
+    "pet": "[which animal|what animal] the {whom} has",
+}  # fmt: skip
+# Two facts with one in common: the animal that is red, and that it is at the park; or where the dog
+# is, and that it is sunny there. (first, the clip in common, second): "by" means that whoever is
+# looked for is known by the first fact's what, "of" by its whom.
+BRIDGES = {
+    ("by", "colour", "place"): "the {first} animal is at the {second}",
+    ("by", "place", "colour"): "the animal at the {first} is {second}",
+    ("by", "age", "wish"): "the person who is {first} [wants|would like] the {second}",
+    ("by", "age", "place"): "the person who is {first} is at the {second}",
+    ("by", "mood", "place"): "the {first} person is at the {second}",
+    ("by", "mood", "pet"): "the {first} person has a {second}",
+    ("by", "wish", "age"): "the person who wants the {first} is {second}",
+    ("by", "wish", "place"): "the person who wants the {first} is at the {second}",
+    ("by", "pet", "wish"): "the person who has a {first} [wants|would like] the {second}",
+    ("by", "pet", "mood"): "the person who has a {first} is {second}",
+    ("of", "place", "weather"): "it is {second} where the {first} is",
+    ("of", "pet", "colour"): "the animal of the {first} is {second}",
+    ("of", "pet", "place"): "the animal of the {first} is at the {second}",
+}
+
+
+@lru_cache(maxsize=1 << 15)
+def read_fact(sentence):
+    """(relation, whom, what), or None where the sentence states nothing of the kind."""
+    for form, relation, whom, what in FACTS:
+        if match := form.fullmatch(sentence):
+            return relation, match[whom], match[what]
+    return None
+
+
+def fact_of(row):
+    return read_fact(row.get("transcript", ""))
+
+
+STOP = set(
+    "a about all am an and are as at be been but by can could did do does for from had has have he "
+    "her him his how i if in into is it its me my no not of on one or our out said she so some "
+    "than that the their them then there these they this those to up us was we were what when "
+    "where which who will with would yes you your".split()
+)
+
+
+@lru_cache(maxsize=1 << 15)
+def content(text) -> tuple:
+    """The different words of a text that carry its meaning."""
+    return tuple(dict.fromkeys(w for w in words(text) if w not in STOP and len(w) > 1))
+
+
+def said_in(row) -> tuple:
+    return content(row.get("transcript", ""))
+
+
+def quote(row) -> str:
+    return f'"{row["transcript"]}"'
+
+
+# ------------------------------------------------------------------------------------------------
+# The shelf: the clips of one split, with an index of who has what. A corpus may have millions of
+# rows, so they lie in a file that goes with it, and only their places and the index in memory.
+
+
+class Shelf:
+    def __init__(self, out=".", engine=FORMANT, sentences=()):
+        self.out, self.engine, self.sentences = Path(out), engine, sentences
+        self.file, self.ends = tempfile.TemporaryFile(), array("Q", [0])
+        self.index = defaultdict(lambda: array("I"))  # (what, value, ...) -> numbers of rows
+        self.groups = defaultdict(list)  # of an order or a dialogue -> [(index, number)]
+        self.extremes = {}  # (scale, label or None) -> the least and the greatest value
+        self.pitches = {}  # speaker -> f0
+        self.values = lru_cache(maxsize=4096)(self.list_values)
+        self.row = lru_cache(maxsize=1 << 16)(self.read)
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def read(self, number) -> dict:
+        start, end = self.ends[number], self.ends[number + 1]
+        return json.loads(os.pread(self.file.fileno(), end - start, start))
+
+    def add(self, row):
+        number, line = len(self), json.dumps(row).encode()
+        self.file.write(line)
+        self.ends.append(self.ends[-1] + len(line))
+        for key in keys_of(row):
+            self.index[key].append(number)
+        for name, label, value in scaled(row):
+            low, high = self.extremes.get((name, label), (value, value))
+            self.extremes[name, label] = min(low, value), max(high, value)
+        if "order" in row:
+            self.groups["order", row["order"]["group"]].append((row["order"]["index"], number))
+        if "dialogue" in row:
+            self.groups["turn", row["dialogue"]["id"]].append((row["dialogue"]["turn"], number))
+        if "voice" in row:
+            self.pitches[row["speaker"]] = row["voice"]["f0"]
+
+    def close(self):
+        """All rows are here: sum up what tasks choose from."""
+        self.file.flush()
+        for group in self.groups.values():
+            group.sort()
+        sizes = defaultdict(dict)
+        for key, numbers in self.index.items():
+            sizes[key[:-1]][key[-1]] = len(numbers)
+        self.sizes = {key: dict(sorted(values.items())) for key, values in sizes.items()}
+        for scale, label in self.extremes:
+            if scale == "count":  # a clip may be without it, too
+                self.extremes[scale, label] = 0, self.extremes[scale, label][1]
+        voices = self.values("category", "voice")
+        self.voices = sorted(voices, key=lambda voice: self.pitches.get(voice, 0))
+
+    def list_values(self, *key, least=1) -> list:
+        """The values of which there are at least so many clips: values("label") -> labels."""
+        return [value for value, size in self.sizes.get(key, {}).items() if size >= least]
+
+    def stories(self, kind, least) -> list:
+        """Orders or dialogues of so many clips."""
+        return [key for key, group in self.groups.items() if key[0] == kind and len(group) >= least]
+
+    def draw(self, dice, key, count=1, fits=lambda row: True, without=()) -> list[dict]:
+        """So many different clips of a key's, or Miss."""
+        numbers, taken, found = self.index.get(key, ()), {row["id"] for row in without}, []
+        need(len(numbers) >= count)
+        for _ in range(20 * count):
+            if len(found) == count:
+                return found
+            row = self.row(numbers[dice.rng.integers(len(numbers))])
+            if row["id"] not in taken and fits(row):
+                taken.add(row["id"])
+                found.append(row)
+        need(len(found) == count)
+        return found
+
+
+def keys_of(row):
+    """What a clip is found by."""
+    kind = kind_of(row)
+    yield "kind", kind
+    if kind == "sound":
+        for label in sounds_of(row):
+            yield "label", label
+            if "events" in row:
+                yield "times", label, count_of(row, label)
+    for label in lasting(row.get("events", ())) if kind == "sound" else ():
+        yield "span", label
+    for name, (value, _, _) in CATEGORIES.items():
+        if value(row) is not None:
+            yield "category", name, value(row)
+    for name, label, _ in scaled(row):
+        yield "scale", name, label
+    if "label" in row.get("quality", {}) and "transcript" in row:
+        yield "quality", row["quality"]["label"]
+    if said := said_in(row):
+        text = words(row["transcript"])
+        if len(text) <= 12:
+            yield "length", len(text)
+            yield "text", " ".join(text)
+        for word in said:
+            yield "word", word
+    for word in lasting(row.get("words", ())):
+        yield "timed", word
+    if fact := fact_of(row):
+        relation, whom, what = fact
+        yield "fact", relation
+        yield "whom", relation, whom
+        yield "what", relation, what
+
+
+def scaled(row):
+    """(scale, label or None, value) of all scales that a clip is on."""
+    for name, scale in SCALES.items():
+        labels = [None] if name not in LABELLED else sounds_of(row)
+        for label in labels if None in labels or kind_of(row) == "sound" else ():
+            if (value := valued(scale, row, label)) is not None:
+                yield name, label, value
+
+
+def lasting(events, least=0.3) -> list[str]:
+    """What occurs once, and for long enough that its times can be told."""
+    counts = Counter(name for name, _, _ in events)
+    return [name for name, on, off in events if counts[name] == 1 and off - on >= least]
+
+
+# ------------------------------------------------------------------------------------------------
+# The tasks. One function for each kind of question: (shelf, dice, clips, fate) -> Draft. `fate` is
+# what was decided for an item before the first attempt at it, as numbers in 0..1: its verdict, its
+# kind. It holds until an attempt succeeds; else what is easy to make would be what is right.
+
+Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=({},))
+# form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
+# what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
+YESNO = ("yes", "no")
+LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips again and again
+
+
+def chosen(options, fate):
+    need(options)
+    return options[int(fate * len(options))]
+
+
+def shuffled(dice, rows) -> list:
+    return [rows[i] for i in dice.rng.permutation(len(rows))]
+
+
+def audio(i) -> str:
+    return f"audio {i}"
+
+
+def audios(indices) -> str:
+    *most, last = (audio(i) for i in sorted(indices))
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def clip_gold(*indices) -> dict:
+    return {"type": "clip", "value": indices[0] if len(indices) == 1 else sorted(indices)}
+
+
+def yesno_gold(value, choices=YESNO) -> dict:
+    return {"type": "yesno", "value": value, "choices": list(choices)}
+
+
+def place_of(rows, row) -> int:
+    return next(i for i, other in enumerate(rows, 1) if other["id"] == row["id"])
+
+
+# --- comparison & difference
+
+
+def compare(shelf, dice, n, fate) -> Draft:
+    """Which has most of something. Whoever has the most of all, or of two the least, would give
+    the answer away alone: neither is asked about."""
+    return ranked(shelf, dice, n, fate, [name for name in SCALES if name not in QUALITY])
+
+
+def ranked(shelf, dice, n, fate, scales):
+    usable = [name for name in scales if labels_of(shelf, name, n)]
+    scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
+    scale, label = SCALES[scale_name], pick(dice, labels_of(shelf, scale_name, n))
+    rows = shelf.draw(dice, ("scale", scale_name, label), n)
+    values = [valued(scale, row, label) for row in rows]
+    order = sorted(range(n), key=lambda i: values[i], reverse=most)
+    need(apart(scale, values[order[0]], values[order[1]]))
+    low, high = shelf.extremes[scale_name, label]
+    need(apart(scale, values[order[0]], high if most else low))
+    need(n > 2 or apart(scale, values[order[-1]], low if most else high))
+    tell = partial(told, scale, label)
+    says = {i: tell(value, row) for i, (value, row) in enumerate(zip(values, rows), 1)}
+    form = f"{scale_name}, {'most' if most else 'least'}"
+    winner = order[0] + 1
+    return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
+
+
+def labels_of(shelf, scale, n) -> list:
+    """The labels that a scale can be asked of; [None] where it has none to name."""
+    labels = shelf.values("scale", scale, least=max(LABEL_CLIPS, n))
+    return [label for label in labels if scale != "count" or varied(shelf, label)]
+
+
+def varied(shelf, label) -> bool:
+    """It occurs once in some clips, twice in others and more often in others."""
+    return len(shelf.values("times", label)) > 2
+
+
+def difference(shelf, dice, n, fate) -> Draft:
+    """What two clips that have something in common do not have in common."""
+    kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
+    first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
+    shared = pick(dice, list(features(first)))
+
+    def alike_in_part(row):
+        return shared in features(row) and len(features(row)) <= 6
+
+    pair = [first, *shelf.draw(dice, ("kind", kind), 1, alike_in_part, [first])]
+    rows = shuffled(dice, pair + shelf.draw(dice, ("kind", kind), n - 2, features, pair))
+    a, b = sorted(place_of(rows, row) for row in pair)
+    own = {i: features(rows[i - 1]) for i in (a, b)}
+    alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
+    verdict = " and ".join(f"{audio(i)} has {listed(alone[i])}" for i in (a, b) if alone[i])
+    facts = [own[i][feature] for i in (a, b) for feature in alone[i]]
+    need(1 <= len(facts) <= 6)
+    says = {i: listed(own[i]) for i in (a, b)}
+    about = {"first": audio(a), "second": audio(b)}
+    return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
+
+
+def odd_one(shelf, dice, n, fate) -> Draft:
+    category = chosen(alike(shelf, n - 1), fate[1])
+    value = pick(dice, shelf.values("category", category, least=n - 1))
+    rows = shelf.draw(dice, ("category", category, value), n - 1)
+    other = shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+    odd = int(dice.rng.integers(n))
+    rows[odd:odd] = other
+    return about_category("odd", category, rows, audio(odd + 1), clip_gold(odd + 1))
+
+
+def alike(shelf, clips, values=2) -> list[str]:
+    """Categories with a value that so many clips share, and with so many values."""
+    return [
+        name for name in CATEGORIES
+        if shelf.values("category", name, least=max(clips, 2))
+        and len(shelf.values("category", name)) >= values
+    ]  # fmt: skip
+
+
+def neighbour(shelf, dice, category, value):
+    """Another value, hard to tell from it where the corpus has such: a sound of the same class, a
+    voice of about the same height."""
+    others = [other for other in shelf.values("category", category) if other != value]
+    if category == "sound":
+        others = [other for other in others if other in classmates(value)] or others
+    if category == "voice" and value in shelf.pitches:
+        place = shelf.voices.index(value)
+        others = [v for v in shelf.voices[max(0, place - 3) : place + 4] if v != value]
+    return pick(dice, others)
+
+
+def classmates(thing) -> list[str]:
+    """Other sounds of the same class, or other words of the same sort, of those of the world."""
+    if thing in EVENTS:
+        group = EVENTS[thing].group
+        return [label for label, event in EVENTS.items() if event.group == group and label != thing]
+    return [word for word in WORDS[SORTS[thing]].split() if word != thing] if thing in SORTS else []
+
+
+def decoy(shelf, dice, kind, thing) -> tuple:
+    """Where to find a clip that may be taken for one with this label or word: half of the time
+    among those that hold something like it."""
+    like = [other for other in classmates(thing) if (kind, other) in shelf.index]
+    if like and dice.rng.random() < 0.5:
+        return kind, pick(dice, like)
+    return "kind", "sound" if kind == "label" else "speech"
+
+
+def about_category(form, category, rows, verdict, gold, **more) -> Draft:
+    _, noun, plural = CATEGORIES[category]
+    about = {"category": category, "noun": noun, "plural": plural}
+    return Draft(form, about, rows, categories_told(category, rows), verdict, gold, more)
+
+
+def categories_told(category, rows) -> dict:
+    """What each clip is of a category. Voices have no names: they are A, B, ... as they come."""
+    values = [CATEGORIES[category][0](row) for row in rows]
+    if category == "voice":
+        letters = {speaker: chr(65 + i) for i, speaker in enumerate(dict.fromkeys(values))}
+        values = [f"voice {letters[speaker]}" for speaker in values]
+    if category == "class":
+        values = [f"{lone_sound(row)}, {value}" for row, value in zip(rows, values)]
+    return dict(enumerate(values, 1))
+
+
+def clearest(shelf, dice, n, fate) -> Draft:
+    """One clean recording among degraded ones, or one degraded in the way that is asked for."""
+    labels = [label for label in shelf.values("quality", least=3) if label != "background"]
+    if fate[0] < 0.4:
+        form, wanted = "clearest", "clean"
+    else:
+        form, wanted = "impaired", pick(dice, [label for label in labels if label != "clean"])
+    others = [label for label in labels if label != wanted]
+    need(others and wanted in labels)
+    rows = shelf.draw(dice, ("quality", wanted))
+    for _ in range(n - 1):
+        rows += shelf.draw(dice, ("quality", pick(dice, others)), without=rows)
+    right, rows = rows[0], shuffled(dice, rows)
+    says = {i: row["quality"]["label"] for i, row in enumerate(rows, 1)}
+    place = place_of(rows, right)
+    return Draft(form, {"label": wanted}, rows, says, audio(place), clip_gold(place))
+
+
+def quality_most(shelf, dice, n, fate) -> Draft:
+    return ranked(shelf, dice, n, fate, QUALITY)
+
+
+# --- co-reference & linking
+
+
+def same_speaker(shelf, dice, n, fate) -> Draft:
+    """Of two clips, and the rest are there to mislead: now and then they are one of the two."""
+    verdict = chosen(YESNO, fate[0])
+    first, *others = close_voices(shelf, dice, 4)
+    pair = shelf.draw(dice, ("category", "voice", first), 2)
+    if verdict == "no":
+        pair[1:] = shelf.draw(dice, ("category", "voice", others[0]))
+    rows = list(pair)
+    for _ in range(n - 2):
+        speaker = pick(dice, [*others[1:], first] if verdict == "no" else others)
+        rows += shelf.draw(dice, ("category", "voice", speaker), without=rows)
+    rows = shuffled(dice, rows)
+    a, b = sorted(place_of(rows, row) for row in pair)
+    about = {"first": audio(a), "second": audio(b)}
+    says = categories_told("voice", rows)
+    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict))
+
+
+def close_voices(shelf, dice, count, least=2) -> list[str]:
+    """Some voice, of which there are at least so many clips, and others that are as near to its
+    height as the corpus has them, where it knows."""
+    need(len(shelf.voices) >= count)
+    first = pick(dice, shelf.values("category", "voice", least=least) or shelf.voices)
+    around, reach = shelf.voices, len(shelf.voices)
+    if first in shelf.pitches:
+        place, reach = shelf.voices.index(first), count + 1
+        around = shelf.voices[max(0, place - reach) : place + reach + 1]
+    voices = [first]
+    for _ in range(50 * count):
+        voice = pick(dice, around)
+        if len(voices) < count and voice not in voices:
+            voices.append(voice)
+    need(len(voices) == count)
+    return voices
+
+
+def speaker_pair(shelf, dice, n, fate) -> Draft:
+    need(n > 2)
+    voices = close_voices(shelf, dice, n - 1)
+    return paired(shelf, dice, "voice", voices)
+
+
+def paired(shelf, dice, category, values) -> Draft:
+    """Two clips are alike; each other one is like none."""
+    pair = shelf.draw(dice, ("category", category, values[0]), 2)
+    rest = [shelf.draw(dice, ("category", category, value))[0] for value in values[1:]]
+    rows = shuffled(dice, pair + rest)
+    places = [place_of(rows, row) for row in pair]
+    return about_category("pair", category, rows, audios(places), clip_gold(*places))
+
+
+def count_speakers(shelf, dice, n, fate) -> Draft:
+    return count_kinds(shelf, dice, n, fate, ["voice"])
+
+
+def heard_again(shelf, dice, n, fate) -> Draft:
+    """Who said this: is the speaker of one sentence heard in another clip?"""
+    verdict = chosen(YESNO, fate[0])
+    first, *others = close_voices(shelf, dice, min(n + 1, 4), least=2)
+    rows = shelf.draw(dice, ("category", "voice", first), 1 + (verdict == "yes"))
+    asked = rows[0]
+    while len(rows) < n:
+        rows += shelf.draw(dice, ("category", "voice", pick(dice, others)), without=rows)
+    need(all(row["transcript"] != asked["transcript"] for row in rows[1:]))
+    need(len(words(asked["transcript"])) <= 20)
+    rows = shuffled(dice, rows)
+    says = categories_told("voice", rows)
+    says[place_of(rows, asked)] += f", {quote(asked)}"
+    about = {"quote": quote(asked)}
+    return Draft("heard again", about, rows, says, verdict, yesno_gold(verdict))
+
+
+def keyword(shelf, dice, n, fate) -> Draft:
+    """The words that all clips share; each has others that it shares with clips elsewhere."""
+    word = pick(dice, shelf.values("word", least=max(LABEL_CLIPS, n)))
+    rows = shelf.draw(dice, ("word", word))
+    also = [w for w in said_in(rows[0]) if w != word]
+    if n > 2 and also:  # one more word in common, but not to all
+        more = ("word", pick(dice, also))
+        rows += shelf.draw(dice, more, 1, lambda row: word in said_in(row), rows)
+    rows += shelf.draw(dice, ("word", word), n - len(rows), without=rows)
+    shared = set.intersection(*(set(said_in(row)) for row in rows))
+    need(len(shared) <= 2)
+    for row in rows:
+        need(any(len(shelf.index["word", w]) > n for w in said_in(row) if w not in shared))
+    rows = shuffled(dice, rows)
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    gold = {"type": "keywords", "value": sorted(shared)}
+    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold)
+
+
+# --- reasoning & logic
+
+
+def bridge(shelf, dice, n, fate) -> Draft:
+    """A claim that takes two clips to judge: one says who it is about, the other what is so. The
+    claim is chosen before the verdict, from those that could have each of the three."""
+    verdict = chosen(("yes", "no", "nei"), fate[0])
+    (kind, r1, r2), form = pick(dice, list(BRIDGES.items()))
+    start = shelf.draw(dice, ("fact", r1))[0]
+    _, whom, what = fact_of(start)
+    known = what if kind == "by" else whom  # what the claim says of whoever it is about
+    firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
+    claimed = pick(dice, shelf.values("what", r2))
+    pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
+    for first in {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}.values():
+        middle = fact_of(first)[1 if kind == "by" else 2]
+        about_it = facts_of(shelf, ("whom", r2, middle))
+        pairs["yes"] += [(first, fact) for fact in about_it if fact[2] == claimed]
+        pairs["no"] += [(first, fact) for fact in about_it if fact[2] != claimed]
+        pairs["nei"] += [(first, fact) for fact in elsewhere if fact[1] != middle]
+    need(all(pairs.values()))
+    first, second = pick(dice, pairs[verdict])
+    middle = fact_of(first)[1 if kind == "by" else 2]
+    rows = []
+    for fact in (fact_of(first), second):
+        rows += shelf.draw(dice, ("whom", *fact[:2]), 1, lambda row: fact_of(row) == fact, rows)
+
+    def harmless(row):
+        """It neither says who the claim is about, nor what is so of them."""
+        relation, whom, what = fact_of(row)
+        tells_who = relation == r1 and (what if kind == "by" else whom) == known
+        return not tells_who and not (relation == r2 and whom == middle)
+
+    for i in range(n - 2):
+        key = (
+            ("what", r2, claimed) if i == 0 and verdict == "no" else ("fact", pick(dice, (r1, r2)))
+        )
+        key = key if key in shelf.index else ("fact", r1)
+        rows += shelf.draw(dice, key, 1, harmless, rows)
+    rows = shuffled(dice, rows)
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    about = {"claim": phrase(dice, form).format(first=known, second=claimed)}
+    told = {"nei": "not enough information"}.get(verdict, verdict)
+    gold = yesno_gold(verdict, ("yes", "no", "nei"))
+    return Draft("entailment", about, rows, says, told, gold)
+
+
+def facts_of(shelf, key) -> list:
+    """The different facts that the clips of a key state."""
+    return sorted({fact_of(shelf.row(number)) for number in shelf.index.get(key, ())})
+
+
+def exactly(shelf, dice, n, fate) -> Draft:
+    """A claim about in how many of the clips something occurs."""
+    verdict, wanted = chosen(YESNO, fate[0]), 1 + int(fate[2] * (n - 1))
+    there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
+    thing, rows, says = with_and_without(shelf, dice, n, there)
+    about = {"thing": thing, "number": number_word(wanted)}
+    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
+
+
+def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
+    """A word or a sound, `there` clips that have it and the rest that have not."""
+    choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
+    kind = pick(dice, [kind for kind, values in choices.items() if values] or [None])
+    need(kind)
+    thing = pick(dice, choices[kind])
+    rows = shelf.draw(dice, (kind, thing), there)
+    for _ in range(n - there):
+        rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
+    rows = shuffled(dice, rows)
+    tell = quote if kind == "word" else lambda row: listed(sounds_of(row))
+    said = f'the word "{thing}"' if kind == "word" else f"the sound of {thing}"
+    return said, rows, {i: tell(row) for i, row in enumerate(rows, 1)}
+
+
+def lacking(kind, thing):
+    return lambda row: thing not in said_in(row) if kind == "word" else lacks(row, thing)
+
+
+def lacks(row, label) -> bool:
+    """It has labels, and none that holds this one or is held by it ("Dog", "Dog barking")."""
+    a, found = label.lower(), [other.lower() for other in sounds_of(row)]
+    return bool(found) and not any(a in b or b in a for b in found)
+
+
+def listed(labels) -> str:
+    return ", ".join(labels)
+
+
+def agree(shelf, dice, n, fate) -> Draft:
+    """Do all clips say the same of one thing?"""
+    answer = chosen(YESNO, fate[0])
+    told = answer, yesno_gold(answer)
+    return factual(shelf, dice, n, "agree", int(answer == "no"), lambda rows, odd: told)
+
+
+def dissenter(shelf, dice, n, fate) -> Draft:
+    need(n > 2)
+    return factual(shelf, dice, n, "dissenter", 1, lambda rows, odd: (audio(odd), clip_gold(odd)))
+
+
+def supporters(shelf, dice, n, fate) -> Draft:
+    """Which clips are the many, where one says otherwise?"""
+    need(n > 2)
+
+    def rest(rows, odd):
+        places = [i for i in range(1, n + 1) if i != odd]
+        return audios(places), clip_gold(*places)
+
+    return factual(shelf, dice, n, "supporters", 1, rest)
+
+
+def factual(shelf, dice, n, form, odd, answer) -> Draft:
+    """All clips state the same, but for `odd` (0 or 1) of them."""
+    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
+    _, whom, what = fact_of(shelf.draw(dice, ("fact", relation))[0])
+    same = (relation, whom, what)
+    need(len({fact[2] for fact in facts_of(shelf, ("whom", relation, whom))}) > 1)
+    key = ("whom", relation, whom)
+    rows = shelf.draw(dice, key, n - odd, lambda row: fact_of(row) == same)
+    other = shelf.draw(dice, key, odd, lambda row: fact_of(row) != same)
+    rows = shuffled(dice, rows + other)
+    verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
+    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
+    return Draft(form, about, rows, {i: quote(row) for i, row in enumerate(rows, 1)}, verdict, gold)
+
+
+def same_words(shelf, dice, n, fate) -> Draft:
+    """The same for corpora whose sentences come more than once, whatever they say. Who says
+    something else says some of the same words, if anybody does."""
+    verdict = chosen(YESNO, fate[0])
+    text = pick(dice, shelf.values("text", least=n))
+    rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
+    if verdict == "no":
+        key = ("word", pick(dice, content(text) or [""]))
+        key = key if len(shelf.index.get(key, ())) > 2 * n else ("length", len(text.split()))
+        rows += shelf.draw(dice, key, 1, lambda row: words(row["transcript"]) != text.split())
+    rows = shuffled(dice, rows)
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
+
+
+def needle_fact(shelf, dice, n, fate) -> Draft:
+    """One clip says something of this kind: which one, or what."""
+    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
+    right = shelf.draw(dice, ("fact", relation))[0]
+    _, whom, what = fact_of(right)
+
+    def other(row):
+        """Not about the same, whether as a fact or by the way."""
+        return whom not in said_in(row) and f"{whom}s" not in said_in(row)
+
+    rest = []
+    for i in range(n - 1):
+        key = ("fact", relation) if i % 2 else ("kind", "speech")
+        rest += shelf.draw(dice, key, 1, other, rest)
+    rows = shuffled(dice, [right, *rest])
+    place = place_of(rows, right)
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
+    if fate[1] < 0.4:
+        return Draft("needle, where", about, rows, says, audio(place), clip_gold(place))
+    if fate[1] < 0.7:
+        return Draft("needle, what", about, rows, says, what, {"type": "keywords", "value": [what]})
+    both = f"{audio(place)}, {what}"
+    return Draft("needle, both", about, rows, says, both, text_gold(both, [[audio(place)], [what]]))
+
+
+def needle_word(shelf, dice, n, fate) -> Draft:
+    thing, rows, says = with_and_without(shelf, dice, n, 1)
+    quoted = re.search('"(.*)"', thing)
+    label = quoted[1] if quoted else thing.removeprefix("the sound of ")
+    has = (lambda row: label in said_in(row)) if quoted else (lambda row: label in sounds_of(row))
+    place = next(i for i, row in enumerate(rows, 1) if has(row))
+    return Draft("needle, heard", {"thing": thing}, rows, says, audio(place), clip_gold(place))
+
+
+def all_same(shelf, dice, n, fate) -> Draft:
+    verdict = chosen(YESNO, fate[0])
+    category = chosen(alike(shelf, n), fate[1])
+    value = pick(dice, shelf.values("category", category, least=n))
+    rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
+    if verdict == "no":
+        rows += shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+    rows = shuffled(dice, rows)
+    return about_category("all same", category, rows, verdict, yesno_gold(verdict))
+
+
+def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
+    """How many different ones there are, from one to as many as clips."""
+    usable = [c for c in alike(shelf, 2, n) if c in categories]
+    category, kinds = chosen(usable, fate[1]), 1 + int(fate[0] * n)
+    values = shelf.values("category", category)
+    if category == "voice":
+        values = close_voices(shelf, dice, kinds, least=n)
+    else:
+        values = shuffled(dice, values)[:kinds]
+    rows = []
+    for value in [*values, *(pick(dice, values) for _ in range(n - kinds))]:
+        rows += shelf.draw(dice, ("category", category, value), without=rows)
+    rows, gold = shuffled(dice, rows), {"type": "count", "value": kinds}
+    return about_category("kinds", category, rows, number_word(kinds), gold, range=[1, n])
+
+
+def pair_same(shelf, dice, n, fate) -> Draft:
+    need(n > 2)
+    category = chosen([c for c in alike(shelf, 2, n - 1) if c != "voice"], fate[1])
+    value = pick(dice, shelf.values("category", category, least=2))
+    others = [other for other in shelf.values("category", category) if other != value]
+    return paired(shelf, dice, category, [value, *shuffled(dice, others)[: n - 2]])
+
+
+# --- temporal understanding
+
+
+def chronology(shelf, dice, n, fate) -> Draft:
+    """The parts of a story or of a dialogue. Of two, neither may be its first or last: whoever
+    hears that one alone would know."""
+    kind = "turn" if fate[1] < 0.3 else "order"
+    least = n if n > 2 else 4
+    stories = shelf.stories(kind, least) or shelf.stories("order", least)
+    group = shelf.groups[chosen(stories, dice.rng.random())]
+    group = group[1:-1] if n == 2 else group
+    start = int(dice.rng.integers(max(1, len(group) - n)))
+    window = group[start : start + n + 1]
+    part = sorted(dice.rng.permutation(len(window))[:n])
+    told = [shelf.row(window[i][1]) for i in part]
+    rows = shuffled(dice, told)
+    order = [place_of(rows, row) for row in told]
+    says = {i: heard(row) for i, row in enumerate(rows, 1)}
+    gold = {"type": "order", "value": order}
+    form = "turns" if "dialogue" in told[0] else "order"
+    return Draft(form, {}, rows, says, ", ".join(map(audio, order)), gold)
+
+
+def heard(row) -> str:
+    """What is said in a clip, or else what sounds in it."""
+    return quote(row) if "transcript" in row else listed(sounds_of(row))
+
+
+def when(shelf, dice, n, fate) -> Draft:
+    """In which clip something occurs, and from when to when."""
+    choices = {kind: shelf.values(kind, least=LABEL_CLIPS) for kind in ("span", "timed")}
+    key = "span" if choices["span"] and (fate[1] < 0.7 or not choices["timed"]) else "timed"
+    need(choices[key])
+    thing = pick(dice, choices[key])
+    kind = "label" if key == "span" else "word"
+    rows = right, *_ = shelf.draw(dice, (key, thing))
+    for _ in range(n - 1):
+        rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
+    spans = right["events" if key == "span" else "words"]
+    on, off = next(span[1:] for span in spans if span[0] == thing)
+    rows = shuffled(dice, rows)
+    place = place_of(rows, right)
+    says = {i: f"no {thing}" for i in range(1, n + 1)}
+    says[place] = f"{thing} from {on:.1f} to {off:.1f} s"
+    about = {"thing": f"the sound of {thing}" if kind == "label" else f'the word "{thing}"'}
+    gold = {"type": "span", "value": {"clip": place, "on": on, "off": off}}
+    return Draft("when", about, rows, says, f"{audio(place)}, {on:.1f} to {off:.1f} s", gold)
+
+
+def total(shelf, dice, n, fate) -> Draft:
+    """How often something is heard in all clips together: any number in 1..2n as likely."""
+    wanted = 1 + int(fate[0] * 2 * n)
+    label = pick(
+        dice, [label for label in shelf.values("label") if most_times(shelf, label, n) > 1]
+    )
+    most, counts, left = min(most_times(shelf, label, n), 2 * n - 1), [], wanted
+    for more in reversed(range(n)):  # clips still to come
+        fits = [c for c in range(most + 1) if 0 <= left - c <= most * more]
+        counts.append(pick(dice, fits))
+        left -= counts[-1]
+    rows = []
+    for count in counts:
+        if count:
+            rows += shelf.draw(dice, ("times", label, count), without=rows)
+        else:
+            key = decoy(shelf, dice, "label", label)
+            rows += shelf.draw(dice, key, 1, lacking("label", label), rows)
+    rows = shuffled(dice, rows)
+    says = {i: told_count(count_of(row, label), label) for i, row in enumerate(rows, 1)}
+    gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
+    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
+
+
+def most_times(shelf, label, n) -> int:
+    """The most times that enough clips hold a label, and enough clips any number up to it."""
+    most = 0
+    while len(shelf.index.get(("times", label, most + 1), ())) >= max(3, n):
+        most += 1
+    return most
+
+
+def clips_with(shelf, dice, n, fate) -> Draft:
+    there = int(fate[0] * (n + 1))
+    thing, rows, says = with_and_without(shelf, dice, n, there)
+    gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
+    return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
+
+
+# --- captions
+
+
+MUSICAL = ("instrument", "mode", "speed", "dynamics")
+
+
+def ways(label) -> list[str]:
+    return [label, f"{label}s", EVENTS[label].phrase] if label in EVENTS else [label]
+
+
+def event_phrase(label) -> str:
+    return EVENTS[label].phrase if label in EVENTS else f"{label} is heard"
+
+
+def caption(row) -> tuple[str, list]:
+    """A sentence on a clip, and the facts in it, each with the ways to name it."""
+    if "transcript" in row:
+        need(len(words(row["transcript"])) <= 12 and said_in(row))
+        text, facts = f"someone says {quote(row)}", [[word] for word in said_in(row)]
+        for label in sounds_of(row):
+            text += f" while {event_phrase(label)}"
+            facts.append(ways(label))
+        return text, facts
+    captions = [c for c in row.get("captions", ()) if content(c)]
+    if "music" in row and "instrument" in row["music"]:
+        facts = [row["music"]["instrument"], row["music"]["mode"], speed_of(row)]
+        return captions[0], [[fact] for fact in facts if fact not in (None, "medium")]
+    if captions and all(label in EVENTS for label in sounds_of(row)) and sounds_of(row):
+        return captions[0], [ways(label) for label in sounds_of(row)]
+    if captions:  # what more than one listener wrote, or else what the only one did
+        counts = Counter(word for c in captions for word in content(c))
+        facts = [word for word in content(captions[0]) if counts[word] > 1 or len(captions) == 1]
+        need(facts)
+        return captions[0], [[word] for word in facts[:6]]
+    need(sounds_of(row))
+    return listed(sounds_of(row)[:4]), [[label] for label in sounds_of(row)[:4]]
+
+
+def text_gold(text, facts) -> dict:
+    return {"type": "text", "value": {"text": text, "slots": facts}}
+
+
+def describe_each(shelf, dice, n, fate) -> Draft:
+    kinds = shelf.values("kind", least=n)
+    rows, facts, says = [], [], {}
+    for i in range(1, n + 1):
+        rows += shelf.draw(dice, ("kind", pick(dice, kinds)), without=rows)
+        says[i], more = caption(rows[-1])
+        facts += [fact for fact in more if fact not in facts]
+    verdict = "; ".join(f"{audio(i)}: {text}" for i, text in says.items())
+    return Draft("describe each", {}, rows, says, verdict, text_gold(verdict, facts))
+
+
+def describe_together(shelf, dice, n, fate) -> Draft:
+    """All that is heard in any clip, each once."""
+    rows = shelf.draw(dice, ("kind", "sound"), n, sounds_of)
+    labels = list(dict.fromkeys(label for row in rows for label in sounds_of(row)))
+    need(len(labels) <= 8)
+    says = {i: listed(sounds_of(row)) for i, row in enumerate(rows, 1)}
+    gold = text_gold(listed(labels), [ways(label) for label in labels])
+    return Draft("describe together", {}, rows, says, listed(labels), gold)
+
+
+def features(row) -> dict:
+    """What a clip can be told by: {phrase: ways to say it}."""
+    if "transcript" in row:
+        found = {f'"{word}"': [word] for word in said_in(row)}
+        emotion = row.get("emotion", "neutral")
+        return found | ({f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {})
+    if "instrument" in row.get("music", {}):
+        values = (CATEGORIES[name][0](row) for name in MUSICAL)
+        return {f"{value} music": [value] for value in values if value}
+    return {event_phrase(label): ways(label) for label in sounds_of(row)}
+
+
+def contrast(shelf, dice, n, fate) -> Draft:
+    """What one clip has and no other: some of what it has others have too, and what it has alone
+    depends on who they are."""
+    kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
+    target = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
+    own = features(target)
+    shared = pick(dice, list(own))
+    rest = shelf.draw(dice, ("kind", kind), 1, lambda row: shared in features(row), [target])
+    rest += shelf.draw(dice, ("kind", kind), n - 2, features, [target, *rest])
+    others = {feature for row in rest for feature in features(row)}
+    alone = [feature for feature in own if feature not in others]
+    need(alone and len(alone) < len(own))
+    rows = shuffled(dice, [target, *rest])
+    says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
+    gold = text_gold(listed(alone), [own[feature] for feature in alone])
+    about = {"first": audio(place_of(rows, target))}
+    return Draft("contrast", about, rows, says, listed(alone), gold)
+
+
+# --- on one clip: what it takes to hear, before anything is compared
+
+
+def transcribe(shelf, dice, n, fate) -> Draft:
+    row = shelf.draw(dice, ("kind", "speech"), 1, lambda row: words(row.get("transcript", "")))[0]
+    text = row["transcript"]
+    return Draft(
+        "transcribe", {}, [row], {1: quote(row)}, text, {"type": "transcript", "value": text}
+    )
+
+
+def tag(shelf, dice, n, fate) -> Draft:
+    row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: 0 < len(sounds_of(row)) <= 6)[0]
+    labels = sounds_of(row)
+    gold = {"type": "keywords", "value": [label.lower() for label in labels]}
+    return Draft("tag", {}, [row], {1: listed(labels)}, listed(labels), gold)
+
+
+def describe_one(shelf, dice, n, fate) -> Draft:
+    row = shelf.draw(dice, ("kind", chosen(shelf.values("kind"), fate[1])))[0]
+    text, facts = caption(row)
+    return Draft("describe", {}, [row], {1: text}, text, text_gold(text, facts))
+
+
+def count_one(shelf, dice, n, fate) -> Draft:
+    """None to three times, each as likely."""
+    label, times = pick(dice, countable(shelf)), int(fate[0] * 4)
+    if times:
+        row = shelf.draw(dice, ("times", label, times))[0]
+    else:
+        row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: lacks(row, label))[0]
+    gold, says = {"type": "count", "value": times}, {1: told_count(times, label)}
+    return Draft(
+        "count", {"label": label}, [row], says, number_word(times), gold, {"range": [0, 3]}
+    )
+
+
+def countable(shelf) -> list[str]:
+    labels = [label for label in shelf.values("label") if most_times(shelf, label, 1) >= 3]
+    need(labels)
+    return labels
+
+
+def locate(shelf, dice, n, fate) -> Draft:
+    draft = when(shelf, dice, 1, fate)
+    span = {name: draft.gold["value"][name] for name in ("on", "off")}
+    verdict = draft.verdict.partition(", ")[2]
+    return draft._replace(form="locate", verdict=verdict, gold={"type": "span", "value": span})
+
+
+def choose_category(shelf, dice, categories, fate) -> Draft:
+    """One of the values that clips have of a category, or of a recording's quality."""
+    usable = [c for c in categories if len(shelf.values("category", c, least=3)) > 1]
+    usable += ["quality"] if len(shelf.values("quality", least=3)) > 1 else []
+    category = chosen([c for c in usable if c in categories], fate[1])
+    key = ("quality",) if category == "quality" else ("category", category)
+    value = chosen(shelf.values(*key, least=3), fate[0])
+    row = shelf.draw(dice, (*key, value))[0]
+    others = [other for other in shelf.values(*key, least=3) if other != value]
+    choices = shuffled(dice, [value, *shuffled(dice, others)[:3]])
+    noun = "fault of the recording" if category == "quality" else CATEGORIES[category][1]
+    about = {"noun": noun, "choices": f"{', '.join(choices[:-1])} or {choices[-1]}"}
+    gold = {"type": "choice", "value": value, "choices": choices}
+    return Draft("which value", about, [row], {1: value}, value, gold, {"choices": choices})
+
+
+def voice(shelf, dice, n, fate) -> Draft:
+    return choose_category(shelf, dice, ("emotion", "quality"), fate)
+
+
+def music(shelf, dice, n, fate) -> Draft:
+    return choose_category(shelf, dice, MUSICAL, fate)
+
+
+# The tasks of the paper's Table 1 by skill, and those on one clip. The paper names the skills of
+# eleven; the other three go where what they ask for is: a caption for each clip is knowing which is
+# which, a contrast caption compares, a multi-clip answer reasons.
+
+Task = namedtuple("Task", "skill least kinds")  # the least number of clips; how it can be asked
+TASKS = {
+    "comparison": Task("comparison", 2, (compare, difference)),
+    "odd": Task("comparison", 3, (odd_one,)),
+    "quality": Task("comparison", 2, (clearest, quality_most)),
+    "contrast": Task("comparison", 2, (contrast,)),
+    "link": Task("reference", 2, (same_speaker, speaker_pair, count_speakers, heard_again)),
+    "keyword": Task("reference", 2, (keyword,)),
+    "captioning": Task("reference", 2, (describe_each, describe_together)),
+    "entailment": Task("reasoning", 2, (bridge, exactly)),
+    "factual": Task("reasoning", 2, (agree, dissenter, supporters, same_words)),
+    "needle": Task("reasoning", 2, (needle_fact, needle_word)),
+    "aqa": Task("reasoning", 2, (all_same, count_kinds, pair_same)),
+    "order": Task("temporal", 2, (chronology,)),
+    "temporal": Task("temporal", 2, (when,)),
+    "counting": Task("temporal", 2, (total, clips_with)),
+    "transcribe": Task("single", 1, (transcribe,)),
+    "tag": Task("single", 1, (tag,)),
+    "caption": Task("single", 1, (describe_one,)),
+    "count": Task("single", 1, (count_one,)),
+    "locate": Task("single", 1, (locate,)),
+    "voice": Task("single", 1, (voice,)),
+    "music": Task("single", 1, (music,)),
+}
+MIX = {"comparison": 30, "reference": 25, "reasoning": 25, "temporal": 20}  # the paper's Table 2
+
+# ------------------------------------------------------------------------------------------------
+# Three recipes of other papers, whose clips are made for the item: pairs that differ in little
+# (MALLM), a sound and a sentence that only together say what goes on (JASCO), and clips of the same
+# parts put together otherwise (CompA).
+
+
+def made(wave, parts, **known) -> dict:
+    """The row of a clip that was put together from others; write_item finds a place for it."""
+    joined = {
+        name: "+".join(dict.fromkeys(row[name] for row in parts)) for name in ("id", "corpus")
+    }
+    licence = "; ".join(dict.fromkeys(row["licence"] for row in parts))
+    return {**joined, "licence": licence, "wave": level(wave), **known}
+
+
+def level(wave) -> np.ndarray:
+    """As loud as can be without clipping, less 6 dB."""
+    return wave * np.float32(0.5 / max(np.abs(wave).max(), 1e-6))
+
+
+def spoken(shelf, dice, text, speaker) -> dict:
+    wave, known = say(dice, shelf.engine, text, speaker, "neutral")
+    served = shelf.engine.kind == "server"
+    voice = {"id": f"{speaker}:{text}", "corpus": f"voice-{shelf.engine.kind}",
+             "licence": "as the speech server's voices" if served else "CC0-1.0"}  # fmt: skip
+    return made(join([wave], [0.1, 0.2]), [voice], **known)
+
+
+def heard_in(shelf, row) -> np.ndarray:
+    return load_clip(clip_of(row), shelf.out)
+
+
+def mixed(shelf, a, b, snr=0, **known) -> dict:
+    """Both at once from the start, the second `snr` dB softer."""
+    waves = [heard_in(shelf, row) for row in (a, b)]
+    n = max(map(len, waves))
+    wave, noise = (np.pad(level(wave), (0, n - len(wave))) for wave in waves)
+    return made(mix(wave, noise, snr), [a, b], **known)
+
+
+# MALLM, speech: a sentence and another that an edit of a word or two makes of it.
+
+LATER = "today again now there too".split()
+TAIL = re.compile(r"(.+) ((?:at|in|on|with|to|from|after|before|under|near) .+)")
+IS = re.compile(r"(.+) is (\w+)")
+
+
+def add_words(dice, text):
+    """A colour before a thing that has none, or a word of time or place at the end."""
+    spoken_now = text.split()
+    free = [i for i, word in enumerate(spoken_now)
+            if SORTS.get(word.removesuffix("s")) in ("animal", "object")
+            and i and SORTS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
+    if free and dice.rng.random() < 0.7:
+        colour, place = pick(dice, WORDS["colour"].split()), pick(dice, free)
+        return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
+    later = pick(dice, [word for word in LATER if word not in spoken_now])
+    return f"{text} {later}", later
+
+
+def swap_word(dice, text):
+    """One word becomes another of its kind."""
+    said = text.split()
+    known = [i for i, word in enumerate(said) if word in SORTS]
+    need(known)
+    place = pick(dice, known)
+    others = [w for w in WORDS[SORTS[said[place]]].split() if w not in said]
+    new = pick(dice, others)
+    return " ".join([*said[:place], new, *said[place + 1 :]]), said[place], new
+
+
+def turn_round(text) -> str:
+    """The same words in another order that is English too."""
+    if match := TAIL.fullmatch(text):
+        return f"{match[2]} {match[1]}"
+    match = IS.fullmatch(text)
+    need(match)
+    return f"{match[2]} is {match[1]}"
+
+
+def base_sentence(shelf, dice) -> str:
+    """Of the sentences that were given, one of this split; or one of the world's."""
+    if not shelf.sentences:
+        return write_script(dice, [pick(dice, SENTENCES)])[0]
+    return pick(dice, shelf.sentences)
+
+
+def speech_pair(shelf, dice, n, fate) -> Draft:
+    text, edit = (
+        base_sentence(shelf, dice),
+        chosen(("add", "delete", "modify", "restructure"), fate[0]),
+    )
+    if edit in ("add", "delete"):  # one is the other read backwards
+        longer, word = add_words(dice, text)
+        texts = [text, longer] if edit == "add" else [longer, text]
+        place = texts.index(longer) + 1
+        verdict, facts = f'{audio(place)} also says "{word}"', [[audio(place)], [word]]
+    elif edit == "modify":
+        other, old, new = swap_word(dice, text)
+        texts = [text, other]
+        verdict = f'{audio(1)} says "{old}" and {audio(2)} says "{new}"'
+        facts = [[old], [new]]
+    else:
+        texts = [text, turn_round(text)]
+        verdict, facts = "the same words in another order", [["same words"], ["another order"]]
+    speaker = pick(dice, speakers(shelf.engine, dice.split))
+    rows = [spoken(shelf, dice, said, speaker) for said in texts]
+    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    return Draft("speech pair", {"edit": edit}, rows, says, verdict, text_gold(verdict, facts))
+
+
+def sound_pair(shelf, dice, n, fate) -> Draft:
+    """The five cases of MALLM's Table 7: the same; another; one more; one more in each; the common
+    one."""
+    case = 1 + int(fate[0] * 5)
+    values = shelf.values("category", "sound", least=2)
+    need(len(values) > 2)
+    x, y, z = shuffled(dice, values)[:3]
+    first, again, second, third = (
+        *shelf.draw(dice, ("category", "sound", x), 2),
+        *(shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z)),
+    )
+    both = f"both have the sound of {x}"
+    if case == 1:
+        rows, verdict, facts = [first, again], both, [[x]]
+    elif case == 2:
+        rows = [first, second]
+        verdict, facts = f"{audio(1)} has {x} and {audio(2)} has {y}", [[x], [y]]
+    elif case == 3:
+        rows = [first, mixed(shelf, first, second, labels=[x, y])]
+        rows = rows[::-1] if fate[2] < 0.5 else rows
+        more = audio(1 + ("labels" in rows[1] and len(rows[1]["labels"]) == 2))
+        verdict, facts = f"{both}, {more} also has {y}", [[x], [more], [y]]
+    else:
+        rows = [mixed(shelf, first, other, labels=[x, label])
+                for other, label in ((second, y), (third, z))]  # fmt: skip
+        verdict = f"{both}, {audio(1)} also has {y} and {audio(2)} also has {z}"
+        facts = [[x], [y], [z]]
+    says = {i: listed(row["labels"]) for i, row in enumerate(rows, 1)}
+    if case == 5:
+        return Draft("common sound", {"case": 5}, rows, says, x, {"type": "keywords", "value": [x]})
+    return Draft("sound pair", {"case": case}, rows, says, verdict, text_gold(verdict, facts))
+
+
+# JASCO: what are they doing? Neither the sound nor the sentence says it alone.
+
+Scene = namedtuple("Scene", "sound sentence doing keywords by_sound by_speech")
+SCENES = [
+    Scene(*told) for told in (
+        ("dog|bark", "come here and sit down", "they are training a dog", "training, train",
+         "a dog barks at somebody", "a guest is asked to sit down"),
+        ("cow|moo", "the bucket is almost full", "they are milking a cow", "milking, milk",
+         "they walk past a field", "they fill something with water"),
+        ("sheep|bleat", "the wool is very thick this year", "they are shearing sheep",
+         "shearing, shear", "they are near a meadow", "they are knitting"),
+        ("rooster", "five more minutes please", "they are waking up on a farm", "waking, wake up",
+         "they keep chickens", "they wait for something"),
+        ("owl", "be quiet and hold the light", "they are watching animals at night",
+         "watching, watch", "they are in a wood", "they repair something in the dark"),
+        ("bird", "here are the seeds", "they are feeding birds", "feeding, feed",
+         "they sit in a garden", "they are planting"),
+        ("frog", "one more came into the net", "they are catching frogs", "catching, catch",
+         "they are at a pond", "they are fishing at sea"),
+        ("siren", "make room for him please", "they are letting an ambulance pass", "ambulance",
+         "they hear an accident far away", "they make place at a table"),
+        ("bell", "the lesson is over now", "they are leaving a class", "leaving, leave",
+         "they pass a church", "they finish a talk"),
+        ("phone", "i can not find my bag", "they are looking for a ringing phone", "phone",
+         "they get a call", "they lost their luggage"),
+        ("alarm|beep", "who left the pan there", "they are dealing with burning food",
+         "burning, burn", "a machine has a fault", "they tidy up a kitchen"),
+        ("horn", "the light is green", "they are waiting behind a car", "driving, waiting",
+         "they stand at a street", "they look at a lamp"),
+        ("knock", "the pizza is here at last", "they are getting a delivery", "delivery, deliver",
+         "somebody wants to come in", "they are eating out"),
+        ("hammer", "hold the board for me", "they are building something", "building, build",
+         "metal is worked on", "they surf"),
+        ("glass", "take the broom and a bag", "they are cleaning up broken glass",
+         "cleaning, clean", "something fell down", "they sweep leaves"),
+        ("footstep", "he is right behind us", "they are running away", "running, run",
+         "somebody goes for a walk", "they stand in a queue"),
+        ("explosion", "look how red and green it is", "they are watching fireworks", "fireworks",
+         "there is a war", "they look at a painting"),
+        ("rain", "the tent is wet inside", "they are camping in the rain", "camping, camp",
+         "they stand at a window", "they wash a tent"),
+        ("wind", "hold the string and let it go", "they are flying a kite", "kite",
+         "there is a storm", "they are making music"),
+        ("thunder", "out of the water all of you", "they are leaving a lake in a storm",
+         "leaving, leave", "they see the weather change", "they end a swimming lesson"),
+        ("engine", "this time it starts", "they are repairing a car", "repairing, repair",
+         "they are driving", "they begin a race"),
+        ("saw", "this will keep us warm", "they are cutting firewood", "firewood, cutting",
+         "they make furniture", "they buy clothes"),
+        ("water|stream", "fill the bottle again", "they are hiking along a stream", "hiking, hike",
+         "they sit at a river", "they cook"),
+        ("applause", "and the winner is my sister", "they are giving a prize", "prize",
+         "a concert ends", "they play a game at home"),
+        ("snore", "she will miss her train", "they are letting somebody sleep too long", "sleep",
+         "it is night", "they talk of a journey"),
+        ("baby", "the bottle is too cold", "they are feeding a baby", "feeding, feed",
+         "they comfort a child", "they have a drink"),
+        ("cough", "open wide and say a", "they are at the doctor", "doctor", "somebody has a cold",
+         "they are at a singing lesson"),
+        ("whistle", "the ball was out", "they are playing a match", "match, playing",
+         "somebody calls a dog", "they lost a toy"),
+        ("fire", "are the potatoes done", "they are cooking over a fire", "cooking, cook",
+         "a house burns", "they are in a kitchen"),
+    )
+]  # fmt: skip
+
+
+def scene_heard(shelf, dice, n, fate) -> Draft:
+    """One clip with both. A scene belongs to one split, as a script does."""
+    choices = [scene for scene in SCENES if split_of(scene.sentence) == dice.split]
+    told = pick(dice, choices)
+    known = [
+        v for v in shelf.values("category", "sound") if re.search(rf"\b({told.sound})", v.lower())
+    ]
+    need(known)
+    sound = shelf.draw(dice, ("category", "sound", pick(dice, known)))[0]
+    speech = spoken(shelf, dice, told.sentence, pick(dice, speakers(shelf.engine, dice.split)))
+    wave, behind = speech["wave"], level(heard_in(shelf, sound))
+    n = max(len(wave), len(behind))
+    wave, behind = (np.pad(part, (0, n - len(part))) for part in (wave, behind))
+    row = made(mix(wave, behind, dice.between(0, 6)), [speech, sound], transcript=told.sentence)
+    says = f"{lone_sound(sound)}, {quote(row)}"
+    gold = text_gold(told.doing, [told.keywords.split(", ")])
+    about = {"sound": lone_sound(sound), "by_sound": told.by_sound, "by_speech": told.by_speech}
+    return Draft("scene", about, [row], {1: says}, f"{says}. Answer: {told.doing}", gold)
+
+
+# CompA: the same two sounds, in another order or with their loudness exchanged.
+
+
+def same_parts(shelf, dice, n, put_together) -> Draft:
+    """put_together(x, y) -> (wave, caption) of n clips; which of the captions fits one of them?"""
+    x, y = shuffled(dice, shelf.values("category", "sound"))[:2]
+    parts = [shelf.draw(dice, ("category", "sound", label))[0] for label in (x, y)]
+    waves = [level(heard_in(shelf, row)) for row in parts]
+    rows = [made(wave, parts, caption=text) for wave, text in put_together(x, y, *waves)[:n]]
+    rows = shuffled(dice, rows)
+    captions = [row["caption"] for row in rows]
+    asked = int(dice.rng.integers(n))
+    choices = shuffled(dice, captions)
+    about = {"first": audio(asked + 1), "choices": " or ".join(f'"{text}"' for text in choices)}
+    gold = {"type": "choice", "value": captions[asked], "choices": choices}
+    more = {"choices": choices, "captions": captions}
+    says = dict(enumerate(captions, 1))
+    return Draft("caption of", about, rows, says, captions[asked], gold, more)
+
+
+def both_at_once(a, b, snr) -> np.ndarray:
+    n = max(len(a), len(b))
+    return mix(np.pad(a, (0, n - len(a))), np.pad(b, (0, n - len(b))), snr)
+
+
+def order_parts(shelf, dice, n, fate) -> Draft:
+    need(n <= 3)
+
+    def put_together(x, y, a, b):
+        x, y = event_phrase(x), event_phrase(y)
+        return [
+            (join([a, b], [0, 0.1, 0]), f"{x}, then {y}"),
+            (join([b, a], [0, 0.1, 0]), f"{y}, then {x}"),
+            (both_at_once(a, b, 0), f"{x} and {y} at the same time"),
+        ]
+
+    return same_parts(shelf, dice, n, put_together)
+
+
+def attribute_parts(shelf, dice, n, fate) -> Draft:
+    need(n <= 3)
+
+    def put_together(x, y, a, b):
+        return [
+            (both_at_once(a, b, 12), f"loud {x} and soft {y}"),
+            (both_at_once(a, b, -12), f"loud {y} and soft {x}"),
+            (both_at_once(a, b, 0), f"{x} and {y}, equally loud"),
+        ]
+
+    return same_parts(shelf, dice, n, put_together)
+
+
+TASKS |= {
+    "speech_pair": Task("pairs", 2, (speech_pair,)),
+    "sound_pair": Task("pairs", 2, (sound_pair,)),
+    "scene": Task("single", 1, (scene_heard,)),
+    "compa_order": Task("composition", 2, (order_parts,)),
+    "compa_attribute": Task("composition", 2, (attribute_parts,)),
+}
+Recipe = namedtuple("Recipe", "tasks mix single")  # mix: shares of skills or of tasks
+RECIPES = {
+    "polyaudio": Recipe(
+        [task for task in TASKS if TASKS[task].skill in (*MIX, "single")][:-1], MIX, 0.25
+    ),
+    "mallm": Recipe(  # thousands of items in its Table 8
+        ["speech_pair", "sound_pair", "transcribe", "tag", "caption"],
+        {"speech_pair": 24, "sound_pair": 26.9, "transcribe": 28.5, "tag": 20.7, "caption": 5},
+        54.2 / 105.1,
+    ),
+    "jasco": Recipe(["scene"], {"scene": 1}, 1.0),
+    "compa": Recipe(
+        ["compa_order", "compa_attribute"], {"compa_order": 1, "compa_attribute": 1}, 0.0
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------
+# How each kind asks, and how an answer ends.
+ALL = "[all clips|all the clips|all recordings|all the audios]"
+ACROSS = "[across the clips|in all the clips together|over all recordings]"
+FORMS = {
+    **{f"{name}, {end}": form for name, scale in SCALES.items()
+       for end, form in (("most", scale.most), ("least", scale.least))},
+    "difference": "What is [the difference|the main difference|different] between {first} and"
+    " {second}?",
+    "odd": WHICH + " has another {noun} than the [others|rest]?",
+    "clearest": WHICH + " has the [clearest|cleanest] [speech|voice]?",
+    "impaired": WHICH + " [suffers from|has] {label}?",
+    "same speaker": "[Do {first} and {second} have the same speaker|Is the same person speaking in"
+    " {first} and {second}|Is the voice of {first} the voice of {second}|Do {first} and {second}"
+    " have the same voice|Is it the same speaker in {first} and {second}]?",
+    "pair": "[Which two audios|Which two clips|Which two recordings] have the same {noun}?",
+    "kinds": "How many different {plural} [are there|are heard|do you hear] " + ACROSS + "?",
+    "heard again": "One clip says {quote}. Is [its speaker|the same voice|its voice] heard in"
+    " [another clip|any other clip|another recording]?",
+    "keyword": "[Which|What] [word|keyword] do " + ALL + " [share|have in common]?",
+    "entailment": "[Is it true that|Do the clips tell that|Does it follow that] {claim}?"
+    " [Answer|Say] yes, no or not enough information.",
+    "exactly": "[Is it true that|Is it right that] {thing} is heard in exactly {number} of the"
+    " [clips|recordings|audios]?",
+    "agree": "Do " + ALL + " [agree|say the same] about {topic}?",
+    "dissenter": WHICH + " [contradicts|does not agree with] the others about {topic}?",
+    "supporters": "Most clips agree about {topic}. [Which are they|Which ones agree|Which clips are"
+    " these|Which of the clips agree|Which are these]?",
+    "same words": "Do " + ALL + " say [the same words|the same sentence]?",
+    "needle, where": WHICH + " [says|tells] {topic}?",
+    "needle, what": "One [clip|recording|audio] [says|tells] {topic}. What does it say?",
+    "needle, both": "One [clip|recording|audio] [says|tells] {topic}. Which is it, and what does it"
+    " say?",
+    "needle, heard": IN + " [is {thing} heard|do you hear {thing}]?",
+    "all same": "Do " + ALL + " have the same {noun}?",
+    "order": "[In what order did the clips happen?|Put the clips in the right order.|What is the"
+    " right order of the clips?|Put the clips in order of time.|In which order do the clips belong?"
+    "|Sort the clips from first to last.]",
+    "turns": "[In what order were these turns of a dialogue said?|Put these turns of a dialogue in"
+    " the right order.|What is the right order of these turns of a dialogue?|Put the turns of this"
+    " dialogue in order of time.|In which order do the turns of this dialogue belong?]",
+    "when": IN + " [is {thing} heard|do you hear {thing}], and [when|from when to when]?",
+    "total": "How often [is the {label} heard|do you hear the {label}] " + ACROSS + "?",
+    "clips with": "In how many [clips|recordings|audios] [is {thing} heard|do you hear {thing}]?",
+    "describe each": "[Describe|Say what you hear in|Caption] [each clip|each recording|every clip]"
+    " in one sentence.",
+    "describe together": "[Name|List|Tell] every sound that is heard " + ACROSS + ".",
+    "contrast": "[What|Which things|What sounds or words] can be heard in {first} and in no other"
+    " [clip|recording|audio]?",
+    "transcribe": "[What is said?|What does the speaker say?|Write down what is said."
+    "|Transcribe the speech.|What are the words?]",
+    "tag": "[Which|What] sounds [are heard|do you hear|are there]?",
+    "describe": "[Describe|Caption] [the clip|the recording|this clip|this recording] in one"
+    " sentence.",
+    "count": "How often [is the {label} heard|do you hear the {label}] [here|in this clip|in this"
+    " recording]?",
+    "locate": "[When|From when to when] [is {thing} heard|do you hear {thing}]?",
+    "which value": "[What|Which] is the {noun} [here|in this clip|in this one]: {choices}?",
+    "speech pair": "[What is said in one clip and not in the other|How do the words of the two"
+    " clips differ|What is the difference between the words of the two clips|What differs in the"
+    " speech of the two recordings|What is the difference in what is said]?",
+    "sound pair": "[How do the two clips differ|What is the difference between the two clips|What"
+    " sounds differ between the two recordings|What is the same and what is different in the two"
+    " clips|What differs in the sound of the two recordings]?",
+    "common sound": "[What|Which] sound do [both clips|both audios|both recordings] have in"
+    " common?",
+    "scene": "[From the sound and from what is said, what are they doing?|From what is said and"
+    " from the sound, what are they doing?|Name the sound and the words, then say what they are"
+    " doing.|Name the words and the sound, then say what they are doing.|Name the sound and the"
+    " words, then the scene they are in.|Name the words and the sound, then the scene they are in."
+    "|Which sound is heard, and what is said? Guess what they are doing.|What is said, and which"
+    " sound is heard? Guess what they are doing.]",
+    "caption of": "Which caption [fits|belongs to|describes] {first}: {choices}?",
+    "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
+}  # fmt: skip
+PLACES = (
+    "{question}",
+    "{question}",
+    "Here are {n} clips: {clips}\n{question}",
+    "{question}\n{clips}",
+)
+
+
+# ------------------------------------------------------------------------------------------------
+# Items. What task item i is, how many clips it has, what its verdict is: all that follows from
+# (seed, i), so it does not matter who makes it, when, or beside how many others.
+
+TRIES = 100  # attempts at an item as fate would have it,
+REDRAWN = 10  # and how many fates it may have
+GOLDEN, SILVER = 0.6180339887498949, 0.4142135623730951  # steps that fill 0..1 evenly
+
+
+def plan_tasks(shelf, split, tasks, max_clips) -> dict:
+    """{task: {clips: [kinds]}}: what this corpus can feed, found out by trying each with a few
+    verdicts. A kind that only comes out for some verdicts would tell them."""
+    plan = {}
+    for task in tasks:
+        most = 1 if TASKS[task].skill == "single" else max_clips
+        for n in range(TASKS[task].least, most + 1):
+            kinds = [kind for kind in TASKS[task].kinds if comes_out(shelf, split, kind, n)]
+            if kinds:
+                plan.setdefault(task, {})[n] = kinds
+    return plan
+
+
+def comes_out(shelf, split, kind, n) -> bool:
+    for number, verdict in enumerate((0.01, 0.35, 0.65, 0.99)):
+        dice = Dice(split, 4, n, number)
+        for _ in range(TRIES):
+            try:
+                kind(shelf, dice, n, (verdict, dice.rng.random(), dice.rng.random()))
+                break
+            except Miss:
+                continue
+        else:
+            return False
+    return True
+
+
+def task_of(i, plan, mix, single) -> str:
+    """Item i's task: any run of items holds the skills in the proportions of the mix, a skill's
+    tasks evenly, and those on one clip are a share of
+    `single`, or all from the item of that number on."""
+    shares = {}
+    for task in plan:
+        skill = TASKS[task].skill
+        mates = sum(TASKS[other].skill == skill for other in plan)
+        shares[task] = mix[skill] / mates if skill in mix else mix.get(task, 1)
+    alone = i >= single if type(single) is int else (0.5 + i * SILVER) % 1 < single
+    names = [task for task in plan if (TASKS[task].skill == "single") == alone] or list(plan)
+    place = (0.5 + i * GOLDEN) % 1 * sum(shares[task] for task in names)
+    for task in names:
+        place -= shares[task]
+        if place < 0:
+            break
+    return task
+
+
+def make_item(shelf, plan, settings, i) -> dict | None:
+    """Item i, or None where no attempt at it came out."""
+    split, seed = settings["split"], settings["seed"]
+    task = task_of(i, plan, settings["mix"], settings["single"])
+    dice = Dice(split, seed, 2, i)
+    for _ in range(REDRAWN):
+        n = chosen(sorted(plan[task]), dice.rng.random())
+        kind, fate = chosen(plan[task][n], dice.rng.random()), dice.rng.random(3).tolist()
+        for _ in range(TRIES):
+            try:
+                draft = kind(shelf, dice, n, fate)
+                item = write_item(draft, dice, task, f"{split}-{seed}-{i:07d}")
+            except Miss:
+                continue
+            if score(item["gold"], item["answer"]) == 1:
+                item["meta"]["kind"] = kind.__name__
+                write_made(shelf, item["id"], draft.rows)
+                return item
+    return None
+
+
+def write_made(shelf, id, rows):
+    """The clips of an item that no corpus has."""
+    for place, row in enumerate(rows):
+        if "wave" in row:
+            path = shelf.out / made_path(id, place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, row["wave"])
+
+
+def write_item(draft, dice, task, id) -> dict:
+    """The draft in words: the question, and an answer that says what is heard before it judges."""
+    n = len(draft.rows)
+    question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
+    place = pick(dice, PLACES if n > 1 else PLACES[:2])
+    markers = " ".join(f"<sound-{i}>" for i in range(1, n + 1))
+    asked = place.format(question=question, clips=markers, n=number_word(n))
+    answer = draft.verdict
+    if n > 1 and draft.form != "describe each":
+        evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
+        answer = f"{evidence}. {filled(phrase(dice, FORMS['answer']), {'verdict': answer})}"
+    need("<sound-" not in question)  # a transcript may say anything
+    more = {key: value for key, value in draft.more.items() if key != "choices"}
+    return {
+        "id": id,
+        "task": task,
+        "skill": TASKS[task].skill,
+        "clips": [clip_of({"path": made_path(id, k), **row}) for k, row in enumerate(draft.rows)],
+        "question": asked,
+        "answer": answer,
+        "gold": draft.gold,
+        **({"choices": draft.more["choices"]} if "choices" in draft.more else {}),
+        "source": "+".join(sorted({row["corpus"] for row in draft.rows})),
+        "licences": sorted({part for row in draft.rows for part in row["licence"].split("; ")}),
+        "meta": {
+            "ids": [row["id"] for row in draft.rows],
+            "about": draft.about,
+            "evidence": [{"clip": i, "says": says} for i, says in sorted(draft.says.items())],
+            "verdict": draft.verdict,
+            **more,
+        },
+    }
+
+
+def made_path(id, place) -> str:
+    return f"clips/{id}-{place + 1}.flac"
+
+
+def clip_of(row):
+    """A row's clip, which may be a part of its file."""
+    part = {name: row[name] for name in ("start", "end") if name in row}
+    return {"path": row["path"], **part} if part else row["path"]
+
+
+def filled(form, about) -> str:
+    return SLOT.sub(lambda slot: about[slot[1]], form)
+
+
+# ------------------------------------------------------------------------------------------------
+# Files. A file is made in chunks, each by any worker, and written in order; what a killed run had
+# written is kept. Of n shards each is a file of its own, and whoever ends last joins them.
+
+CHUNK = 250  # items
+KEPT = None  # a worker's shelf, plan and settings
+
+
+def open_shelf(settings, out) -> tuple[Shelf, Counter]:
+    """The clips of a split, and what was left out. What is tested on is not trained on: a train
+    clip whose voice or script is also one of test's or dev's is left out, and a dev clip whose is
+    one of test's."""
+    split, taken, shelf, lost = settings["split"], set(), Shelf(out), Counter()
+    shelf.sentences = read_sentences(settings["sentences"], split)
+    later = SPLITS[SPLITS.index(split) + 1 :]  # of train, dev, test
+    for path in settings["corpus"] if later else ():
+        for row in read_corpus(path, lambda mistake: None):
+            if row["split"] in later:
+                taken.update(held_by(row))
+    for path in settings["corpus"]:
+        folder = os.path.relpath(Path(path).parent, out)
+        for row in read_corpus(path, lambda mistake: lost.update([f"unreadable rows of {path}"])):
+            if row["split"] != split:
+                continue
+            if taken.isdisjoint(held_by(row)):
+                shelf.add({**row, "path": os.path.normpath(os.path.join(folder, row["path"]))})
+            else:
+                lost[f"{split} clips whose voice, script or sound is held out"] += 1
+    shelf.close()
+    return shelf, lost
+
+
+def read_sentences(path, split) -> list[str]:
+    """The lines of a text that belong to a split and can be spoken: 4 to 14 words of Latin letters.
+    The first million of them are enough."""
+    if not path:
+        return []
+    fit = (" ".join(words(line)) for line in read_lines(path) if 4 <= len(line.split()) <= 14)
+    own = (text for text in fit if re.fullmatch("[a-z' ]+", text) and split_of(text) == split)
+    return list(itertools.islice(own, 1_000_000))
+
+
+def held_by(row) -> dict:
+    """What two splits must not share: {eight bytes: which of clip, voice, script or sound}. A
+    command of one or two words is no script: everybody says it."""
+    keys = [("clip", row["corpus"], row["id"])]
+    keys += [("voice", row["corpus"], row["speaker"])] if "speaker" in row else []
+    keys += [("sound", row["hash"])] if "hash" in row else []
+    said = words(row.get("transcript", ""))
+    keys += [("script", *said)] if len(said) > 2 else []
+    return {hashlib.blake2b(repr(key).encode(), digest_size=8).digest(): key[0] for key in keys}
+
+
+def begin(settings, out) -> Counter:
+    """What a worker needs, once."""
+    global KEPT
+    shelf, lost = open_shelf(settings, out)
+    plan = plan_tasks(shelf, settings["split"], settings["tasks"], settings["clips"])
+    KEPT = shelf, plan, settings
+    return lost
+
+
+def begin_worker(settings, out):
+    follow()
+    begin(settings, out)
+
+
+def make_chunk(start) -> list[str]:
+    """The lines of items start .. start + CHUNK, those that came out."""
+    shelf, plan, settings = KEPT
+    numbers = range(start, min(start + CHUNK, settings["last"]))
+    items = (make_item(shelf, plan, settings, i) for i in numbers)
+    return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
+
+
+def write_questions(path, settings, workers):
+    """Write the settings' items to a file, and say how many of each task there are."""
+    out, begun_at = path.parent, time.monotonic()
+    lost = begin(settings, out)
+    shelf, plan, _ = KEPT
+    wanted = f"clips of the split {settings['split']} that feed a task"
+    expect(plan, ", ".join(settings["corpus"]), wanted, f"{len(shelf)}, which feed none")
+    for reason, count in lost.items():
+        warn(f"{count} {reason}: left out")
+    if missing := [task for task in settings["tasks"] if task not in plan]:
+        warn(f"{path.name}: what is known of these clips feeds no {', '.join(missing)}")
+    part = Path(f"{path}.{fingerprint(settings)}.part")
+    counts, start = resume(part, settings["first"])
+    total, done = settings["last"] - settings["first"], start - settings["first"]
+    show = progress(path.name, total, done, unit="items", scale=1)
+    starts = range(start, settings["last"], CHUNK)
+    ready = (settings, out)
+    pool = ProcessPoolExecutor(workers, None, begin_worker, ready) if workers > 1 else None
+    with pool or nullcontext(), open(part, "ab") as file:
+        for number, lines in zip(starts, in_order(pool, make_chunk, starts, 4 * workers)):
+            file.write("".join(lines).encode())
+            file.flush()
+            counts.update(json.loads(line)["task"] for line in lines)
+            show(min(CHUNK, settings["last"] - number))
+    part.replace(path)
+    each = ", ".join(f"{task} {counts[task]}" for task in settings["tasks"] if counts[task])
+    failed = total - counts.total()
+    rate = (total - done) / (time.monotonic() - begun_at)
+    told = f"; {failed} came to nothing" if failed else ""
+    print(clean(f"{path}: {counts.total()} items ({each}){told}; {rate:.0f} a second"))
+
+
+def in_order(pool, job, inputs, ahead):
+    """map, but never are more than `ahead` results there before they are asked for."""
+    if not pool:
+        yield from map(job, inputs)
+        return
+    waiting, inputs = deque(), iter(inputs)
+    try:
+        while True:
+            for value in itertools.islice(inputs, ahead - len(waiting)):
+                waiting.append(pool.submit(job, value))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def fingerprint(settings) -> str:
+    """Of all that an item depends on: a half-written file of other settings is another file."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in settings["corpus"]:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:8]
+
+
+def resume(part, first) -> tuple[Counter, int]:
+    """What a killed run left: how many of each task its whole chunks hold, and where to go on. The
+    last chunk may be torn, and goes."""
+    counts, inside, start, place, offset = Counter(), Counter(), first, 0, 0
+    if not part.exists():
+        return counts, start
+    with open(part, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            item = json.loads(line)
+            chunk = first + (int(item["id"].rpartition("-")[2]) - first) // CHUNK * CHUNK
+            if chunk > start:
+                counts, inside, start, place = counts + inside, Counter(), chunk, offset
+            inside[item["task"]] += 1
+            offset += len(line)
+        file.truncate(place)
+    return counts, start
+
+
+def shard_file(path, shard, shards) -> Path:
+    named = f"{path.stem}-{shard:05d}-of-{shards:05d}{path.suffix}"
+    return path.with_name(named) if shards > 1 else path
+
+
+def join_shards(path, shards):
+    """One file of all shards' files, once they are all there; whoever comes first does it."""
+    parts = [shard_file(path, shard, shards) for shard in range(shards)]
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(part.exists() for part in parts):
+            return
+        joined = Path(f"{path}.part")
+        with open(joined, "wb") as file:
+            for part in parts:
+                with open(part, "rb") as piece:
+                    shutil.copyfileobj(piece, file)
+        joined.replace(path)
+        for part in parts:
+            part.unlink()
+    print(clean(f"{path}: {shards} shards joined"))
+
+
+def shared_between(train, bench, corpora) -> Counter:
+    """What the clips of two files both hold, by kind; it must be nothing."""
+    held, ids = {}, {}
+    for path in (train, bench):
+        ids[path] = {id for row in read_rows(path, heard=False) for id in row["meta"]["ids"]}
+        held[path] = {}
+    for corpus in corpora:
+        for row in read_corpus(corpus, lambda mistake: None):
+            for path in (train, bench):
+                if row["id"] in ids[path]:
+                    held[path].update(held_by(row))
+    common = held[train].keys() & held[bench].keys()
+    return Counter(held[train][key] for key in common)
+
+
+# ------------------------------------------------------------------------------------------------
+# Showing one item as a person would want to see it.
+
+
+def run_show(args):
+    rows = (row for row in read_rows(args.file, heard=False))
+    wanted = int(args.which) if args.which.isdecimal() else None
+    for number, row in enumerate(rows, 1):
+        if number == wanted or row["id"] == args.which:
+            break
+    else:
+        raise BadInput(f"{args.file}: expected an item {args.which}, found none")
+    print(clean(f"{row['id']}  {row['skill']}: {row['task']}  ({row['source']})"))
+    says = {e["clip"]: e["says"] for e in row["meta"].get("evidence", ())}
+    for i, clip in enumerate(row["clips"], 1):
+        part = clip if isinstance(clip, str) else f"{clip['path']} {clip.get('start', 0)}.."
+        print(clean(f"  {audio(i)}  {part}" + (f"  [{says[i]}]" if i in says else "")))
+    for message in conversation(row):
+        print(clean(f"{message['role']:>9}: {message['content']}", keep="\n"))
+    if "gold" in row:
+        told = json.dumps(row["gold"], ensure_ascii=False)
+        print(clean(f"     gold: {told}  (chance {chance(row):.2f})"))
+    if args.play_out:
+        args.play_out.mkdir(parents=True, exist_ok=True)
+        for i, clip in enumerate(row["clips"], 1):
+            path = args.play_out / f"{i}.flac"
+            write_clip(path, load_clip(clip, Path(args.file).parent))
+            print(clean(f"  {path}"))
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line.
+
+
+def run_questions(args):
+    shard, shards = which_shard(args.shard)
+    recipe = RECIPES[args.recipe]
+    mix = read_mix(args.mix) if args.mix else recipe.mix
+    single = recipe.single if args.single is None else args.single
+    out = args.out or Path("data", "toy" if args.recipe == "polyaudio" else args.recipe)
+    expect(args.train >= 0 and args.bench >= 0, "--train and --bench", "0 or more", "less")
+    expect(args.train + args.bench, "--train and --bench", "a number of items in one", "0 and 0")
+    expect(2 <= args.max_clips <= 100, "--max-clips", "2 to 100", args.max_clips)
+    expect(0 <= single <= 1, "--single", "a share, 0 to 1", single)
+    expect(args.workers >= 1, "--workers", "1 or more", args.workers)
+    out.mkdir(parents=True, exist_ok=True)
+    common = {
+        "seed": args.seed, "clips": args.max_clips, "mix": mix, "tasks": recipe.tasks,
+        "corpus": args.corpus or [str(world_for(args, out))], "sentences": args.sentences,
+    }  # fmt: skip
+    more = args.bench // 10 if args.recipe == "polyaudio" else 0  # on single clips, at the end
+    bench = "bench.jsonl" if args.split == "test" else f"bench-{args.split}.jsonl"
+    for path, split, count, alone in (
+        (out / "train.jsonl", "train", args.train, single),
+        (out / bench, args.split, args.bench + more, args.bench if more else single),
+    ):
+        first, last = (count * k // shards for k in (shard, shard + 1))
+        settings = {**common, "split": split, "single": alone, "first": first, "last": last}
+        if count:
+            write_questions(shard_file(path, shard, shards), settings, args.workers)
+        if count and shards > 1:
+            join_shards(path, shards)
+
+
+def which_shard(asked) -> tuple[int, int]:
+    """--shard 3/8, or what torchrun says: (2, 8), counted from 0."""
+    if asked is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    match = re.fullmatch(r"(\d+)/(\d+)", asked)
+    fine = match and 1 <= int(match[1]) <= int(match[2])
+    expect(fine, "--shard", "i/n with i in 1..n", repr(asked))
+    return int(match[1]) - 1, int(match[2])
+
+
+def read_mix(asked) -> dict:
+    fine = re.fullmatch(r"\d+(/\d+){3}", asked)
+    expect(fine, "--mix", "four numbers, as in 30/25/25/20", repr(asked))
+    shares = dict(zip(MIX, map(int, asked.split("/"))))
+    expect(any(shares.values()), "--mix", "one that is more than 0", asked)
+    return shares
+
+
+def world_for(args, out) -> Path:
+    """A world of its own, made once; whoever comes while it is made waits for it."""
+    folder = out / "world"
+    with open(out / "world.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "corpus.jsonl").exists():
+            make_world(folder, args.clips, args.seed, workers=args.workers)
+        found = read_json(folder / "world.json")
+        for name in ("clips", "seed"):
+            asked, made = getattr(args, name), found.get(name)
+            expect(made == asked, folder, f"a world of --{name} {asked}", f"one of {made}")
+    return folder / "corpus.jsonl"
+
+
+def add_questions(parser):
+    add = parser.add_argument
+    # fmt: off
+    add("--out", type=Path, metavar="DIR", help="default: data/toy, or data/ and the recipe's name")
+    add("--train", type=int, default=100_000, metavar="N", help="items; default: 100000")
+    add("--bench", type=int, default=2000, metavar="M",
+        help="items, and a tenth more on single clips, default: 2000")
+    add("--split", choices=SPLITS[1:], default="test",
+        help="what the bench draws from; dev is for tuning, and goes to bench-dev.jsonl")
+    add("--seed", type=int, default=0, metavar="S", help="another one, other items")
+    add("--corpus", nargs="+", metavar="FILE",
+        help="corpus.jsonl of clips to ask about; without it a world is made under --out")
+    add("--clips", type=int, default=18_000, metavar="N", help="of that world, default: 18000")
+    add("--max-clips", type=int, default=5, metavar="N", help="in one item, default: 5")
+    add("--mix", metavar="A/B/C/D",
+        help=f"how often {', '.join(MIX)} are asked for, default: 30/25/25/20 as in the paper")
+    add("--single", type=float, metavar="SHARE",
+        help="of train.jsonl, on one clip, default: 0.25 (MALLM's pairs: 0.52)")
+    add("--recipe", choices=RECIPES, default="polyaudio",
+        help="PolyAudio's questions (default), MALLM's pairs, JASCO's scenes, CompA's captions")
+    add("--sentences", metavar="FILE", help="text, a sentence a line, for MALLM's pairs of them")
+    add("--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core")
+    add("--shard", metavar="I/N",
+        help="make the I-th of N parts; the last to end joins them; torchrun sets it by itself")
+    # fmt: on
+    parser.set_defaults(run=run_questions)
+
+
+def add_show(commands):
+    parser = commands.add_parser("show", help="print one item of a file, or write its clips")
+    parser.add_argument("file", help="train.jsonl or bench.jsonl")
+    parser.add_argument("which", help="its number in the file, from 1, or its id")
+    parser.add_argument(
+        "--play-out", type=Path, metavar="DIR", help="write its clips here, as flac"
+    )
+    parser.set_defaults(run=run_show)
+
+
 def add_world(commands):
     parser = commands.add_parser("world", help="render the toy world: corpus.jsonl and its clips")
     parser.add_argument(
@@ -1371,12 +3417,16 @@ def add_clips(commands):
 
 
 def main():
-    parser = Parser(description="Make sounds, music and voices, and all that is known of them.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_world(commands)
-    add_clips(commands)
+    parser = Parser(
+        description="Make questions on several sounds, and the sounds.",
+        epilog="Without a command: train.jsonl and bench.jsonl.",
+    )
+    add_questions(parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for add in (add_world, add_clips, add_show):
+        add(commands)
     args = parser.parse_args()
-    expect(args.seed >= 0, "--seed", "0 or more", args.seed)
+    expect(getattr(args, "seed", 0) >= 0, "--seed", "0 or more", getattr(args, "seed", 0))
     args.run(args)
 
 
