@@ -2002,7 +2002,7 @@ def from_foreign(row: dict, name: str) -> dict:
 # The network. Whatever goes over HTTP, to a hub, a language model or a speech server, goes through
 # request(): it waits and tries again where that can help, and no message of it shows a key.
 
-TRIES = 6
+ATTEMPTS = 6
 PAUSE = 1.0  # seconds before the second try, and twice as long before each one after it
 LONGEST_PAUSE = 300.0  # whatever a server asks for
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next byte
@@ -2027,7 +2027,7 @@ def request(
     where = masked(url)
     fine = token is None or re.fullmatch(r"[!-~]+", token)
     expect(fine, f"{where}: token", "printable characters without spaces", "others")
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         asked = ""
         try:
             response = send(method, url, body, token, headers, timeout)
@@ -2039,7 +2039,7 @@ def request(
         except (requests.RequestException, ValueError) as error:
             refused = Refused(f"{where}: {masked(error, token)}")
             again = not isinstance(error, ValueError)  # an address that is none stays none
-        if not again or attempt == TRIES - 1:
+        if not again or attempt == ATTEMPTS - 1:
             raise refused
         note(f"{refused}; trying again")
         pause(attempt, asked)
@@ -2197,7 +2197,7 @@ def fill_part(part, url, size, token, show) -> int | None:
         except requests.RequestException as error:
             note(f"{where}: {masked(error, token)}; going on")
         failed = 0 if size_of(part) > held else failed + 1
-        expect(failed < TRIES, part, f"{size} bytes", f"{held}, and no more come")
+        expect(failed < ATTEMPTS, part, f"{size} bytes", f"{held}, and no more come")
         if size is None or size_of(part) < size:
             pause(failed)
     return size
@@ -2557,7 +2557,7 @@ def index_audio(root):
     return find
 
 
-def locate(root, *names) -> list[Path]:
+def find_files(root, *names) -> list[Path]:
     """Files of these names (or patterns) under the root or up to three folders below: archives
     differ in how deep they put things."""
     depths = ("", "*/", "*/*/", "*/*/*/")
@@ -2589,7 +2589,7 @@ def read_tables(root, names, columns, header=True, tab=False, quotes=True):
     """Rows of csv or tsv files as {column: text}, with the `part` of the file. With a header,
     `columns` are those it has to have; without one (then lines with # are comments) they are all,
     in order. A short row is filled with "": whoever needs the rest finds it missing."""
-    for path in locate(root, *names):
+    for path in find_files(root, *names):
         lines = (line for line in read_lines(path) if header or line[0] != "#")
         style = {"delimiter": "\t" if tab else ",", "skipinitialspace": not tab}
         rows = csv.reader(lines, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, **style)
@@ -2737,7 +2737,7 @@ def common_voice(root, find):
 def dipco(root, find):
     """Utterances at the close-talk microphones, as parts of a session's recording. The far-field
     devices each started at their own time, and hear everyone at once."""
-    for file in locate(root, "transcriptions/*/S*.json"):
+    for file in find_files(root, "transcriptions/*/S*.json"):
         part, session = file.parent.name, file.stem
         said = read_json(file)
         whole = isinstance(said, list) and all(isinstance(turn, dict) for turn in said)
@@ -2806,7 +2806,7 @@ COUNTED = re.compile(rf"(\S.*?) ({'|'.join(NUMBERS)}) times?(?: and |\.?$)")
 def picoaudio(root, find):
     """A mixture stands in one list with its true times, and perhaps in another with times that a
     language model made up from the counts: those are no events."""
-    files = locate(root, "meta_data/*.json")
+    files = find_files(root, "meta_data/*.json")
     for group in grouped((row for file in files for row in picoaudio_rows(file)), "name"):
         timed = next((row["timed"] for row in group if row["timed"]), "")
         counted = [row["counted"] for row in group]
@@ -2868,7 +2868,7 @@ def vggsound(root, find):
 def speech_commands(root, find):
     """The two lists name what is dev and test; all else is train. A speaker is a hash in the name,
     and the lists keep speakers apart."""
-    for tests in locate(root, "testing_list.txt"):
+    for tests in find_files(root, "testing_list.txt"):
         lists = {"dev": tests.with_name("validation_list.txt"), "test": tests}
         parts = {stem(line): part for part, file in lists.items() for line in read_lines(file)}
         spoken = tests.parent.glob("[!_.]*/[!.]*_nohash_*")  # not _background_noise_
