@@ -44,9 +44,7 @@ import tempfile
 import time
 import zlib
 from array import array
-from collections import Counter, defaultdict, deque, namedtuple
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from collections import Counter, defaultdict, namedtuple
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -55,7 +53,7 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, follow, load_audio,
+    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, load_audio,
     load_clip, open_audio, progress, read_corpus, read_json, read_lines, read_rows, read_values,
     request, score, stop, warn, words, worker_map, write_json, written,
 )  # fmt: skip
@@ -3107,7 +3105,7 @@ def held_by(row) -> dict:
 
 
 def begin(settings, out) -> Counter:
-    """What a worker needs, once."""
+    """Take the shelf of these settings in hand, once in each process; what was left out of it."""
     global KEPT
     shelf, lost = open_shelf(settings, out)
     plan = plan_tasks(shelf, settings["split"], settings["tasks"], settings["clips"])
@@ -3115,14 +3113,11 @@ def begin(settings, out) -> Counter:
     return lost
 
 
-def begin_worker(settings, out):
-    follow()
-    begin(settings, out)
-
-
-def make_chunk(start) -> list[str]:
+def make_chunk(settings, out, start) -> list[str]:
     """The lines of items start .. start + CHUNK, those that came out."""
-    shelf, plan, settings = KEPT
+    if KEPT is None or KEPT[2] != settings:  # a worker that inherited none
+        begin(settings, out)
+    shelf, plan, _ = KEPT
     numbers = range(start, min(start + CHUNK, settings["last"]))
     items = (make_item(shelf, plan, settings, i) for i in numbers)
     return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
@@ -3144,10 +3139,9 @@ def write_questions(path, settings, workers):
     total, done = settings["last"] - settings["first"], start - settings["first"]
     show = progress(path.name, total, done, unit="items", scale=1)
     starts = range(start, settings["last"], CHUNK)
-    ready = (settings, out)
-    pool = ProcessPoolExecutor(workers, None, begin_worker, ready) if workers > 1 else None
-    with pool or nullcontext(), open(part, "ab") as file:
-        for number, lines in zip(starts, in_order(pool, make_chunk, starts, 4 * workers)):
+    with worker_map(workers) as spread, open(part, "ab") as file:
+        job = partial(make_chunk, settings, out)
+        for number, lines in zip(starts, spread(job, starts)):
             file.write("".join(lines).encode())
             file.flush()
             counts.update(json.loads(line)["task"] for line in lines)
@@ -3158,24 +3152,6 @@ def write_questions(path, settings, workers):
     rate = (total - done) / (time.monotonic() - begun_at)
     told = f"; {failed} came to nothing" if failed else ""
     print(clean(f"{path}: {counts.total()} items ({each}){told}; {rate:.0f} a second"))
-
-
-def in_order(pool, job, inputs, ahead):
-    """map, but never are more than `ahead` results there before they are asked for."""
-    if not pool:
-        yield from map(job, inputs)
-        return
-    waiting, inputs = deque(), iter(inputs)
-    try:
-        while True:
-            for value in itertools.islice(inputs, ahead - len(waiting)):
-                waiting.append(pool.submit(job, value))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def fingerprint(settings) -> str:
