@@ -1483,7 +1483,7 @@ SCALES = {
                    IN + " [is the {label} heard|do you hear the {label}] most often?",
                    IN + " [is the {label} heard|do you hear the {label}] least often?"),
     "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
-                   IN + " does the [first {label}|{label}] [come|begin] latest?",
+                   IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
     "sounds": Scale(lambda row: len(sounds_of(row)) if kind_of(row) == "sound" else None, 1, 1,
                     None, WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
@@ -1532,6 +1532,11 @@ def valued(scale, row, label=None):
 def apart(scale, a, b) -> bool:
     low, high = sorted((a, b))
     return high - low >= scale.apart - 1e-9 and high >= scale.factor * low and high > low
+
+
+def within(scale, value, end, most) -> bool:
+    """It lies clearly below the upper end, or above the lower one."""
+    return apart(scale, value, end) and (value < end) == most
 
 
 def told(scale, value, label, row) -> str:
@@ -1626,13 +1631,18 @@ def quote(row) -> str:
 # The shelf: the clips of one split, with an index of who has what. A corpus may have millions of
 # rows, so they lie in a file that goes with it, and only their places and the index in memory.
 
+LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips again and again
+BEYOND = 3  # clips of a corpus, at least, have more than one that may win a comparison
+
 
 class Shelf:
     def __init__(self):
         self.file, self.ends = tempfile.TemporaryFile(), array("Q", [0])
         self.index = defaultdict(lambda: array("I"))  # (what, value, ...) -> numbers of rows
         self.groups = defaultdict(list)  # of an order or a dialogue -> [(index, number)]
-        self.extremes = {}  # (scale, label or None) -> the least and the greatest value
+        # (scale, label or None) -> a few of the least and of the greatest values; from close() on,
+        # what so few lie beyond
+        self.extremes = defaultdict(lambda: ([], []))
         self.pitches = {}  # speaker -> f0
         self.row = lru_cache(maxsize=1 << 16)(self.read)
 
@@ -1650,8 +1660,9 @@ class Shelf:
         for key in keys_of(row):
             self.index[key].append(number)
         for name, label, value in scaled(row):
-            low, high = self.extremes.get((name, label), (value, value))
-            self.extremes[name, label] = min(low, value), max(high, value)
+            least, greatest = self.extremes[name, label]
+            least[:] = sorted([*least, value])[:BEYOND]
+            greatest[:] = sorted([*greatest, value])[-BEYOND:]
         if "order" in row:
             self.groups["order", row["order"]["group"]].append((row["order"]["index"], number))
         if "dialogue" in row:
@@ -1662,6 +1673,7 @@ class Shelf:
     def close(self):
         """All rows are here: sum up what tasks choose from."""
         self.file.flush()
+        self.extremes = {key: (low[-1], high[0]) for key, (low, high) in self.extremes.items()}
         for group in self.groups.values():
             group.sort()
         self.stories = defaultdict(list)  # (kind, clips) -> groups that are long enough
@@ -1715,13 +1727,10 @@ def keys_of(row):
             yield "scale", name
     if "label" in row.get("quality", {}) and "transcript" in row:
         yield "quality", row["quality"]["label"]
-    if said := said_in(row):
-        length = len(words(row["transcript"]))
-        yield "length", min(length, 13)
-        if length < 13:
-            yield "text", row["transcript"]
-        for word in said:
-            yield "word", word
+    for word in said_in(row):
+        yield "word", word
+    if said_in(row) and len(words(row["transcript"])) < 13:
+        yield "text", " ".join(words(row["transcript"]))
     for word in lasting(row.get("words", ())):
         yield "timed", word
     if fact := fact_of(row):
@@ -1756,8 +1765,6 @@ Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=(
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
 # what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
 YESNO = ("yes", "no")
-LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips again and again
-
 
 def chosen(options, fate):
     need(options)
@@ -1793,8 +1800,8 @@ def place_of(rows, row) -> int:
 
 
 def compare(shelf, dice, n, fate) -> Draft:
-    """Which has most of something. Whoever has the most of all, or of two the least, would give
-    the answer away alone: neither is asked about."""
+    """Which has most of something. Whoever has more than all but a few of the corpus, or of two
+    less, would give the answer away alone: neither is asked about."""
     return ranked(shelf, dice, n, fate, [name for name in SCALES if name not in QUALITY])
 
 
@@ -1807,9 +1814,10 @@ def ranked(shelf, dice, n, fate, scales):
     need(None not in values)
     order = sorted(range(n), key=lambda i: values[i], reverse=most)
     need(apart(scale, values[order[0]], values[order[1]]))
-    low, high = shelf.extremes[scale_name, label]
-    need(apart(scale, values[order[0]], high if most else low))
-    need(n > 2 or apart(scale, values[order[-1]], low if most else high))
+    ends = shelf.extremes[scale_name, label]
+    best, worst = values[order[0]], values[order[-1]]
+    need(within(scale, best, ends[most], most))
+    need(n > 2 or within(scale, worst, ends[not most], not most))
     says = {
         i: told(scale, value, label, row) for i, (value, row) in enumerate(zip(values, rows), 1)
     }
@@ -1836,34 +1844,38 @@ def varied(shelf, label) -> bool:
 
 def odd_one(shelf, dice, n, fate) -> Draft:
     category = chosen(alike(shelf, n - 1), fate[1])
-    value = dice.pick(shelf.values("category", category, least=n - 1))
+    value, strange = neighbours(shelf, dice, category, n - 1)
     rows = shelf.draw(dice, ("category", category, value), n - 1)
-    other = shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+    other = shelf.draw(dice, ("category", category, strange))
     odd = int(dice.rng.integers(n))
     rows[odd:odd] = other
     return about_category("odd", category, rows, audio(odd + 1), clip_gold(odd + 1))
 
 
-def alike(shelf, clips, values=2) -> list[str]:
-    """Categories with a value that so many clips share, and with so many values."""
+def alike(shelf, clips, kinds=1) -> list[str]:
+    """Categories with two values that so many clips share, and with so many values."""
     return [
         name for name in CATEGORIES
-        if shelf.values("category", name, least=max(clips, 2))
-        and len(shelf.values("category", name)) >= values
+        if len(shelf.values("category", name, least=max(clips, 2))) > 1
+        and len(shelf.values("category", name)) >= kinds
     ]  # fmt: skip
 
 
-def neighbour(shelf, dice, category, value):
-    """Another value, which is hard to tell from it where the corpus has such: a sound of the same
-    class, a voice of the same height."""
-    others = [other for other in shelf.values("category", category) if other != value]
+def neighbours(shelf, dice, category, least) -> tuple:
+    """Two values, each of at least so many clips (else the rare one would be known for the odd
+    one). They are hard to tell apart where the corpus has such: sounds of the same class, voices of
+    the same height."""
+    values = shelf.values("category", category, least=least)
+    need(len(values) > 1)
+    value = dice.pick(values)
+    others = [other for other in values if other != value]
     if category == "sound" and value in EVENTS:
         close = [v for v in others if v in EVENTS and EVENTS[v].group == EVENTS[value].group]
         others = close or others
     if category == "voice" and value in shelf.pitches:
         others.sort(key=lambda v: abs(shelf.pitches.get(v, 1e4) - shelf.pitches[value]))
         others = others[:4]
-    return dice.pick(others)
+    return value, dice.pick(others)
 
 
 def about_category(form, category, rows, verdict, gold, **more) -> Draft:
@@ -2003,7 +2015,8 @@ def keyword(shelf, dice, n, fate) -> Draft:
 
 def bridge(shelf, dice, n, fate) -> Draft:
     """A claim that takes two clips to judge: one says who it is about, the other what is so. The
-    claim is chosen before the verdict, from those that could have each of the three."""
+    claim is chosen before the verdict, from those that could have each of the three; and what is
+    said of somebody else might have been said of whom it is about."""
     verdict = chosen(("yes", "no", "nei"), fate[0])
     (kind, r1, r2), form = dice.pick(list(BRIDGES.items()))
     start = shelf.draw(dice, ("fact", r1))[0]
@@ -2012,15 +2025,18 @@ def bridge(shelf, dice, n, fate) -> Draft:
     firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
     claimed = dice.pick(shelf.values("what", r2))
     pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
-    for first in {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}.values():
-        middle = fact_of(first)[1 if kind == "by" else 2]
+    firsts = {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}
+    side = 1 if kind == "by" else 2
+    elsewhere = [fact for fact in elsewhere if fact[1] in {first[side] for first in firsts}]
+    for fact, first in firsts.items():
+        middle = fact[side]
         about_it = facts_of(shelf, ("whom", r2, middle))
         pairs["yes"] += [(first, fact) for fact in about_it if fact[2] == claimed]
         pairs["no"] += [(first, fact) for fact in about_it if fact[2] != claimed]
-        pairs["nei"] += [(first, fact) for fact in elsewhere if fact[1] != middle]
+        pairs["nei"] += [(first, fact) for fact in elsewhere if about_it and fact[1] != middle]
     need(all(pairs.values()))
     first, second = dice.pick(pairs[verdict])
-    middle = fact_of(first)[1 if kind == "by" else 2]
+    middle = fact_of(first)[side]
     rows = shelf.draw(
         dice, ("whom", *fact_of(first)[:2]), 1, lambda r: fact_of(r) == fact_of(first)
     )
@@ -2116,29 +2132,33 @@ def supporters(shelf, dice, n, fate) -> Draft:
 
 
 def factual(shelf, dice, n, form, odd, answer) -> Draft:
-    """All clips state the same, but for `odd` (0 or 1) of them."""
+    """All clips state the same, but for `odd` (0 or 1) of them. The odd one, too, states what as
+    many clips do: else it would be known by its rarity."""
     relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
-    _, whom, what = fact_of(shelf.draw(dice, ("fact", relation))[0])
-    same = (relation, whom, what)
-    need(len({fact[2] for fact in facts_of(shelf, ("whom", relation, whom))}) > 1)
-    key = ("whom", relation, whom)
-    rows = shelf.draw(dice, key, n - odd, lambda row: fact_of(row) == same)
-    other = shelf.draw(dice, key, odd, lambda row: fact_of(row) != same)
+    key = fact_of(shelf.draw(dice, ("fact", relation))[0])[:2]
+    often = Counter(fact_of(shelf.row(number)) for number in shelf.index["whom", *key])
+    usual = sorted(fact for fact, count in often.items() if count >= n)
+    need(len(usual) > 1)
+    same, strange = (usual[i] for i in dice.rng.permutation(len(usual))[:2])
+    rows = shelf.draw(dice, ("whom", *key), n - odd, lambda row: fact_of(row) == same)
+    other = shelf.draw(dice, ("whom", *key), odd, lambda row: fact_of(row) == strange)
     rows = shuffled(dice, rows + other)
     verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
-    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
+    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
     return Draft(form, about, rows, {i: quote(row) for i, row in enumerate(rows, 1)}, verdict, gold)
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
     """The same for corpora whose sentences come more than once, whatever they say."""
     verdict = chosen(YESNO, fate[0])
-    text = dice.pick(shelf.values("text", least=n))
+    texts = shelf.values("text", least=n)
+    need(texts)
+    text = dice.pick(texts)
+    others = [t for t in texts if t != text and len(t.split()) == len(text.split())]
+    need(others)
     rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
     if verdict == "no":
-        rows += shelf.draw(
-            dice, ("length", min(len(words(text)), 13)), 1, lambda row: row["transcript"] != text
-        )
+        rows += shelf.draw(dice, ("text", dice.pick(others)))
     rows = shuffled(dice, rows)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
@@ -2185,10 +2205,10 @@ def needle_word(shelf, dice, n, fate) -> Draft:
 def all_same(shelf, dice, n, fate) -> Draft:
     verdict = chosen(YESNO, fate[0])
     category = chosen(alike(shelf, n), fate[1])
-    value = dice.pick(shelf.values("category", category, least=n))
+    value, strange = neighbours(shelf, dice, category, n)
     rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
     if verdict == "no":
-        rows += shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+        rows += shelf.draw(dice, ("category", category, strange))
     rows = shuffled(dice, rows)
     return about_category("all same", category, rows, verdict, yesno_gold(verdict))
 
@@ -2373,13 +2393,17 @@ def features(row) -> dict:
     if "transcript" in row:
         found = {f'"{word}"': [word] for word in said_in(row)}
         emotion = row.get("emotion", "neutral")
-        return found | ({f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {})
-    if "instrument" in row.get("music", {}):
+        found |= {f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {}
+    elif "instrument" in row.get("music", {}):
+        if "tempo" in row["music"] and not speed_of(row):  # nobody is sure what it is not
+            return {}
         values = {
             name: CATEGORIES[name][0](row) for name in ("instrument", "mode", "speed", "dynamics")
         }
-        return {f"{value} music": [value] for value in values.values() if value}
-    return {
+        found = {f"{value} music": [value] for value in values.values() if value}
+    else:
+        found = {}
+    return found | {
         EVENTS[label].phrase if label in EVENTS else label: ways(label) for label in sounds_of(row)
     }
 
