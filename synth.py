@@ -1396,6 +1396,14 @@ def need(holds):
         raise Miss
 
 
+class Luck(Dice):
+    """All the chance of one item."""
+
+    def pick(self, options):
+        need(len(options))
+        return super().pick(options)
+
+
 def kind_of(row) -> str:
     if "transcript" in row or "overall_quality" in row.get("quality", {}):
         return "speech"
@@ -1403,10 +1411,22 @@ def kind_of(row) -> str:
 
 
 def sounds_of(row) -> list[str]:
-    """The labels that name what sounds, but for the speech and the music themselves."""
+    """The labels that name what sounds, but for the music, and the speech that is written out."""
     if "music" in row:
         return []
-    return [label for label in dict.fromkeys(row.get("labels", ())) if label.lower() != "speech"]
+    heard = dict.fromkeys(row.get("labels", ()))
+    return [label for label in heard if label.lower() != "speech" or "transcript" not in row]
+
+
+def akin(a, b) -> bool:
+    """Two labels that may mean the same sound ("Rain", "Rain on surface")."""
+    return a != b and (a.lower() in b.lower() or b.lower() in a.lower())
+
+
+def clear_sounds(row) -> list[str]:
+    """Those that one can ask for: no other label of the clip may mean them too."""
+    found = sounds_of(row)
+    return [label for label in found if not any(akin(label, other) for other in found)]
 
 
 def lone_sound(row):
@@ -1449,6 +1469,11 @@ def count_of(row, label) -> int:
     return sum(event[0] == label for event in row.get("events", ()))
 
 
+def all_told(row) -> bool:
+    """All that sounds is labelled, which is so where it is also known when."""
+    return kind_of(row) == "sound" and "events" in row and sounds_of(row) == clear_sounds(row)
+
+
 def told_count(count, label) -> str:
     return TIMES_TOLD[count].format(label)
 
@@ -1485,8 +1510,8 @@ SCALES = {
     "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
                    IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
-    "sounds": Scale(lambda row: len(sounds_of(row)) if kind_of(row) == "sound" else None, 1, 1,
-                    None, WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
+    "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1, None,
+                    WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
                     WHICH + " [has|holds] the fewest [different sounds|kinds of sounds]?"),
     "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, _: f"{5 * round(value / 5)} bpm",
                    WHICH + " has the [fastest music|fastest tempo|quickest music]?",
@@ -1713,12 +1738,13 @@ def keys_of(row):
     kind = kind_of(row)
     yield "kind", kind
     if kind == "sound":
-        for label in sounds_of(row):
+        for label in clear_sounds(row):
             yield "label", label
             if "events" in row:
                 yield "times", label, count_of(row, label)
     for label in lasting(row.get("events", ())) if kind == "sound" else ():
-        yield "span", label
+        if label in clear_sounds(row):
+            yield "span", label
     for name, (value, _, _) in CATEGORIES.items():
         if value(row) is not None:
             yield "category", name, value(row)
@@ -1732,7 +1758,8 @@ def keys_of(row):
     if said_in(row) and len(words(row["transcript"])) < 13:
         yield "text", " ".join(words(row["transcript"]))
     for word in lasting(row.get("words", ())):
-        yield "timed", word
+        if word in said_in(row):
+            yield "timed", word
     if fact := fact_of(row):
         relation, whom, what = fact
         yield "fact", relation
@@ -1743,7 +1770,7 @@ def keys_of(row):
 def scaled(row):
     """(scale, label or None, value) of all scales that a clip is on."""
     for name, scale in SCALES.items():
-        for label in sounds_of(row) if name in LABELLED and "events" in row else ():
+        for label in clear_sounds(row) if name in LABELLED and "events" in row else ():
             if kind_of(row) == "sound" and valued(scale, row, label) is not None:
                 yield name, label, valued(scale, row, label)
         if name not in LABELLED and valued(scale, row) is not None:
@@ -1809,20 +1836,28 @@ def ranked(shelf, dice, n, fate, scales):
     usable = [name for name in scales if labels_of(shelf, name, n)]
     scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
     scale, label = SCALES[scale_name], dice.pick(labels_of(shelf, scale_name, n))
-    rows = shelf.draw(dice, ("label", label) if label else ("scale", scale_name), n)
-    values = [valued(scale, row, label) for row in rows]
-    need(None not in values)
-    order = sorted(range(n), key=lambda i: values[i], reverse=most)
-    need(apart(scale, values[order[0]], values[order[1]]))
+    key = ("label", label) if label else ("scale", scale_name)
     ends = shelf.extremes[scale_name, label]
-    best, worst = values[order[0]], values[order[-1]]
-    need(within(scale, best, ends[most], most))
-    need(n > 2 or within(scale, worst, ends[not most], not most))
-    says = {
-        i: told(scale, value, label, row) for i, (value, row) in enumerate(zip(values, rows), 1)
-    }
+
+    def first(row):
+        return known(row) and within(scale, value(row), ends[most], most)
+
+    def behind(row):
+        fine = known(row) and apart(scale, best, value(row)) and (value(row) < best) == most
+        return fine and (n > 2 or within(scale, value(row), ends[not most], not most))
+
+    def known(row):  # a label is known of many clips of whose times nothing is
+        return not label or "events" in row
+
+    def value(row):
+        return valued(scale, row, label)
+
+    rows = shelf.draw(dice, key, 1, first)
+    best = value(rows[0])
+    rows = shuffled(dice, rows + shelf.draw(dice, key, n - 1, behind, rows))
+    says = {i: told(scale, value(row), label, row) for i, row in enumerate(rows, 1)}
+    winner = next(i for i, row in enumerate(rows, 1) if value(row) == best)
     form = f"{scale_name}, {'most' if most else 'least'}"
-    winner = order[0] + 1
     return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
 
 
@@ -1879,7 +1914,9 @@ def neighbours(shelf, dice, category, least) -> tuple:
 
 
 def about_category(form, category, rows, verdict, gold, **more) -> Draft:
-    _, noun, plural = CATEGORIES[category]
+    found, noun, plural = CATEGORIES[category]
+    values = {found(row) for row in rows}
+    need(category != "sound" or not any(akin(a, b) for a in values for b in values))
     about = {"category": category, "noun": noun, "plural": plural}
     return Draft(form, about, rows, categories_told(category, rows), verdict, gold, more)
 
@@ -1979,8 +2016,9 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     asked = rows[0]
     while len(rows) < n:
         rows += shelf.draw(dice, ("category", "voice", dice.pick(others)), without=rows)
-    need(all(row["transcript"] != asked["transcript"] for row in rows[1:]))
-    need(len(words(asked["transcript"])) <= 20)
+    need(all("transcript" in row for row in rows))
+    said = words(asked["transcript"])
+    need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
     rows = shuffled(dice, rows)
     says = categories_told("voice", rows)
     says[place_of(rows, asked)] += f", {quote(asked)}"
@@ -2082,7 +2120,7 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
     if spoken and (not labels or dice.rng.random() < 0.5):
         kind, thing = "word", dice.pick(spoken)
         rest = shelf.draw(
-            dice, ("kind", "speech"), n - there, lambda row: thing not in said_in(row)
+            dice, ("kind", "speech"), n - there, lambda row: unsaid(row, thing)
         )
     else:
         kind, thing = "label", dice.pick(labels)
@@ -2098,9 +2136,14 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
 
 
 def lacks(row, label) -> bool:
-    """It has labels, and none that holds this one or is held by it ("Dog", "Dog barking")."""
-    a, found = label.lower(), [other.lower() for other in sounds_of(row)]
-    return bool(found) and not any(a in b or b in a for b in found)
+    """It has labels, and none that is or may be this one."""
+    found = sounds_of(row)
+    return bool(found) and not any(label == other or akin(label, other) for other in found)
+
+
+def unsaid(row, word) -> bool:
+    """It is known what is said, and this is not."""
+    return "transcript" in row and word not in said_in(row)
 
 
 def listed(labels) -> str:
@@ -2172,7 +2215,7 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
 
     def other(row):
         """Not about the same, whether as a fact or by the way."""
-        return whom not in said_in(row) and f"{whom}s" not in said_in(row)
+        return unsaid(row, whom) and unsaid(row, f"{whom}s")
 
     rest = []
     for i in range(n - 1):
@@ -2256,6 +2299,7 @@ def chronology(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, told)
     order = [place_of(rows, row) for row in told]
     says = {i: heard(row) for i, row in enumerate(rows, 1)}
+    need(all(says.values()))
     gold = {"type": "order", "value": order}
     form = "turns" if "dialogue" in told[0] else "order"
     return Draft(form, {}, rows, says, ", ".join(map(audio, order)), gold)
@@ -2281,7 +2325,7 @@ def when(shelf, dice, n, fate) -> Draft:
     else:
         label = dice.pick(spoken)
         right = shelf.draw(dice, ("timed", label))[0]
-        rest = shelf.draw(dice, ("kind", "speech"), n - 1, lambda row: label not in said_in(row))
+        rest = shelf.draw(dice, ("kind", "speech"), n - 1, lambda row: unsaid(row, label))
         thing, spans = f'the word "{label}"', right["words"]
     on, off = next(span[1:] for span in spans if span[0] == label)
     rows = shuffled(dice, [right, *rest])
@@ -2422,6 +2466,7 @@ def contrast(shelf, dice, n, fate) -> Draft:
     others = {feature for row in rest for feature in features(row)}
     alone = [feature for feature in own if feature not in others]
     need(alone and len(alone) < len(own))
+    need(kind == "speech" or not any(akin(a, b) for a in alone for b in others))
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
@@ -2564,12 +2609,10 @@ FORMS = {
     " say?",
     "needle, heard": IN + " [is {thing} heard|do you hear {thing}]?",
     "all same": "Do " + ALL + " have the same {noun}?",
-    "order": "[In what order did the clips happen?|Put the clips in the right order.|What is the"
-    " right order of the clips?|Put the clips in order of time.|In which order do the clips belong?"
-    "|Sort the clips from first to last.]",
-    "turns": "[In what order were these turns of a dialogue said?|Put these turns of a dialogue in"
-    " the right order.|What is the right order of these turns of a dialogue?|Put the turns of this"
-    " dialogue in order of time.|In which order do the turns of this dialogue belong?]",
+    "order": "[Put|Sort|Bring] [the clips|the recordings|these clips] [in the right order"
+    "|in order of time|in the order of time].",
+    "turns": "[Put|Sort|Bring] [these turns|the turns] of a [dialogue|conversation] [in the right"
+    " order|in order of time|in the order of time].",
     "when": IN + " [is {thing} heard|do you hear {thing}], and [when|from when to when]?",
     "total": "How often [is the {label} heard|do you hear the {label}] " + ACROSS + "?",
     "clips with": "In how many [clips|recordings|audios] [is {thing} heard|do you hear {thing}]?",
@@ -2578,14 +2621,15 @@ FORMS = {
     "describe together": "[Name|List|Tell] every sound that is heard " + ACROSS + ".",
     "contrast": "[What|Which things|What sounds or words] can be heard in {first} and in no other"
     " [clip|recording|audio]?",
-    "transcribe": "[What is said?|What does the speaker say?|Write down what is said."
-    "|Transcribe the speech.|What are the words?]",
+    "transcribe": "[Transcribe|Write down] [the speech|the words|what is said|what the speaker"
+    " says].",
     "tag": "[Which|What] sounds [are heard|do you hear|are there]?",
     "describe": "[Describe|Caption] [the clip|the recording|this clip|this recording] in one"
     " sentence.",
     "count": "How often [is the {label} heard|do you hear the {label}] [here|in this clip|in this"
     " recording]?",
-    "locate": "[When|From when to when] [is {thing} heard|do you hear {thing}]?",
+    "locate": "[When|From when to when|At what time] [is {thing} heard|do you hear {thing}"
+    "|can you hear {thing}]?",
     "which value": "[What|Which] is the {noun} [here|in this clip|in this one]: {choices}?",
     "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
 }  # fmt: skip
@@ -2621,7 +2665,7 @@ def plan_tasks(shelf, split, tasks, max_clips) -> dict:
 
 def comes_out(shelf, split, kind, n) -> bool:
     for number, verdict in enumerate((0.01, 0.35, 0.65, 0.99)):
-        dice = Dice(split, 4, n, number)
+        dice = Luck(split, 4, n, number)
         for _ in range(TRIES):
             try:
                 kind(shelf, dice, n, (verdict, dice.rng.random(), dice.rng.random()))
@@ -2656,7 +2700,7 @@ def make_item(shelf, plan, settings, i) -> dict | None:
     """Item i, or None where no attempt at it came out."""
     split, seed = settings["split"], settings["seed"]
     task = task_of(i, plan, settings["mix"], settings["single"])
-    dice = Dice(split, seed, 2, i)
+    dice = Luck(split, seed, 2, i)
     for _ in range(REDRAWN):
         n = chosen(sorted(plan[task]), dice.rng.random())
         kind, fate = chosen(plan[task][n], dice.rng.random()), dice.rng.random(3).tolist()
