@@ -1793,6 +1793,7 @@ Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=(
 # what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
 YESNO = ("yes", "no")
 
+
 def chosen(options, fate):
     need(options)
     return options[int(fate * len(options))]
@@ -2119,9 +2120,7 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
     need(labels or spoken)
     if spoken and (not labels or dice.rng.random() < 0.5):
         kind, thing = "word", dice.pick(spoken)
-        rest = shelf.draw(
-            dice, ("kind", "speech"), n - there, lambda row: unsaid(row, thing)
-        )
+        rest = shelf.draw(dice, ("kind", "speech"), n - there, lambda row: unsaid(row, thing))
     else:
         kind, thing = "label", dice.pick(labels)
         rest = shelf.draw(dice, ("kind", "sound"), n - there, lambda row: lacks(row, thing))
@@ -2463,10 +2462,11 @@ def contrast(shelf, dice, n, fate) -> Draft:
     rest += shelf.draw(
         dice, ("kind", kind), n - 2, lambda row: 0 < len(features(row)) <= 6, [target, *rest]
     )
-    others = {feature for row in rest for feature in features(row)}
+    others = {feature: named for row in rest for feature, named in features(row).items()}
     alone = [feature for feature in own if feature not in others]
     need(alone and len(alone) < len(own))
-    need(kind == "speech" or not any(akin(a, b) for a in alone for b in others))
+    names = [named[0] for named in others.values()]
+    need(kind == "speech" or not any(akin(own[a][0], b) for a in alone for b in names))
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
