@@ -1889,11 +1889,11 @@ def odd_one(shelf, dice, n, fate) -> Draft:
 
 
 def alike(shelf, clips, kinds=1) -> list[str]:
-    """Categories with two values that so many clips share, and with so many values."""
+    """Categories with two values that so many clips share, and with so many that two do."""
     return [
         name for name in CATEGORIES
         if len(shelf.values("category", name, least=max(clips, 2))) > 1
-        and len(shelf.values("category", name)) >= kinds
+        and len(shelf.values("category", name, least=2)) >= kinds
     ]  # fmt: skip
 
 
@@ -1978,8 +1978,8 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
     """Some voice, and others that are as near to its height as the corpus has them; the first with
-    at least so many clips."""
-    voices = shelf.values("category", "voice")
+    at least so many clips, the others with two: one heard in a single clip is never the same."""
+    voices = shelf.values("category", "voice", least=2)
     need(len(voices) >= count)
     first = dice.pick(shelf.values("category", "voice", least=least) or voices)
     height = shelf.pitches.get(first, 0)
@@ -2259,7 +2259,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     """How many different ones there are, from one to as many as clips."""
     usable = [c for c in alike(shelf, 2, n) if c in categories]
     category, kinds = chosen(usable, fate[1]), 1 + int(fate[0] * n)
-    values = shelf.values("category", category)
+    values = shelf.values("category", category, least=2)
     if category == "voice":
         values = close_voices(shelf, dice, kinds, least=n)
     else:
@@ -2274,9 +2274,8 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
 def pair_same(shelf, dice, n, fate) -> Draft:
     need(n > 2)
     category = chosen([c for c in alike(shelf, 2, n - 1) if c != "voice"], fate[1])
-    value = dice.pick(shelf.values("category", category, least=2))
-    others = [other for other in shelf.values("category", category) if other != value]
-    return paired(shelf, dice, category, [value, *shuffled(dice, others)[: n - 2]])
+    values = shuffled(dice, shelf.values("category", category, least=2))
+    return paired(shelf, dice, category, values[: n - 1])
 
 
 # --- temporal understanding
@@ -2467,6 +2466,12 @@ def contrast(shelf, dice, n, fate) -> Draft:
     need(alone and len(alone) < len(own))
     names = [named[0] for named in others.values()]
     need(kind == "speech" or not any(akin(own[a][0], b) for a in alone for b in names))
+    feature = dice.pick(alone)  # which another clip might have had too, without all the rest
+    keys = ("word", own[feature][0]), ("label", own[feature][0]), ("kind", kind)
+    key = next(key for key in keys if key in shelf.index)
+    shelf.draw(
+        dice, key, 1, lambda row: feature in features(row) and own.keys() - features(row).keys()
+    )
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
