@@ -1670,6 +1670,7 @@ class Shelf:
         self.extremes = defaultdict(lambda: ([], []))
         self.pitches = {}  # speaker -> f0
         self.row = lru_cache(maxsize=1 << 16)(self.read)
+        self.values = lru_cache(maxsize=1 << 10)(self.find_values)  # of millions of words, too
 
     def __len__(self):
         return len(self.ends) - 1
@@ -1714,9 +1715,9 @@ class Shelf:
             if ("count", label) in self.extremes:
                 self.extremes["count", label] = 0, self.extremes["count", label][1]
 
-    def values(self, *key, least=1) -> list:
+    def find_values(self, *key, least=1) -> tuple:
         """The values of which there are at least so many clips: values("label") -> labels."""
-        return [value for value, size in self.sizes.get(key, {}).items() if size >= least]
+        return tuple(value for value, size in self.sizes.get(key, {}).items() if size >= least)
 
     def draw(self, dice, key, count=1, fits=lambda row: True, without=()) -> list[dict]:
         """So many different clips of a key's, or Miss."""
