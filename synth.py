@@ -1396,10 +1396,22 @@ def kind_of(row) -> str:
 
 
 def sounds_of(row) -> list[str]:
-    """The labels that name what sounds, but for the speech and the music themselves."""
+    """The labels that name what sounds, but for the music, and the speech that is written out."""
     if "music" in row:
         return []
-    return [label for label in dict.fromkeys(row.get("labels", ())) if label.lower() != "speech"]
+    heard = dict.fromkeys(row.get("labels", ()))
+    return [label for label in heard if label.lower() != "speech" or "transcript" not in row]
+
+
+def akin(a, b) -> bool:
+    """Two labels that may mean the same sound ("Rain", "Rain on surface")."""
+    return a != b and (a.lower() in b.lower() or b.lower() in a.lower())
+
+
+def clear_sounds(row) -> list[str]:
+    """Those that one can ask for: no other label of the clip may mean them too."""
+    found = sounds_of(row)
+    return [label for label in found if not any(akin(label, other) for other in found)]
 
 
 def lone_sound(row):
@@ -1446,6 +1458,11 @@ def count_of(row, label):
     return sum(event[0] == label for event in row["events"]) if "events" in row else None
 
 
+def all_told(row) -> bool:
+    """All that sounds is labelled, which is so where it is also known when."""
+    return kind_of(row) == "sound" and "events" in row and sounds_of(row) == clear_sounds(row)
+
+
 def told_count(count, label) -> str:
     few = {0: f"no {label}", 1: f"{label} once", 2: f"{label} twice"}
     return few.get(count, f"{label} {number_word(count)} times")
@@ -1481,10 +1498,10 @@ SCALES = {
                    IN + " [is the {label} heard|do you hear the {label}] most often?",
                    IN + " [is the {label} heard|do you hear the {label}] least often?"),
     "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
-                   IN + " does the [first {label}|{label}] [come|begin] latest?",
+                   IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
-    "sounds": Scale(lambda row: len(sounds_of(row)) if kind_of(row) == "sound" else None, 1, 1,
-                    None, WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
+    "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1, None,
+                    WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
                     WHICH + " [has|holds] the fewest [different sounds|kinds of sounds]?"),
     "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, _: f"{5 * round(value / 5)} bpm",
                    WHICH + " has the [fastest music|fastest tempo|quickest music]?",
@@ -1530,6 +1547,11 @@ def valued(scale, row, label=None):
 def apart(scale, a, b) -> bool:
     low, high = sorted((a, b))
     return high - low >= scale.apart - 1e-9 and high >= scale.factor * low and high > low
+
+
+def within(scale, value, end, most) -> bool:
+    """It lies clearly below the upper end, or above the lower one."""
+    return apart(scale, value, end) and (value < end) == most
 
 
 def told(scale, label, value, row) -> str:
@@ -1625,6 +1647,9 @@ def quote(row) -> str:
 # The shelf: the clips of one split, with an index of who has what. A corpus may have millions of
 # rows, so they lie in a file that goes with it, and only their places and the index in memory.
 
+LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips again and again
+BEYOND = 3  # clips of a corpus, at least, have more than one that may win a comparison
+
 
 class Shelf:
     def __init__(self, out=".", engine=FORMANT, sentences=()):
@@ -1632,7 +1657,9 @@ class Shelf:
         self.file, self.ends = tempfile.TemporaryFile(), array("Q", [0])
         self.index = defaultdict(lambda: array("I"))  # (what, value, ...) -> numbers of rows
         self.groups = defaultdict(list)  # of an order or a dialogue -> [(index, number)]
-        self.extremes = {}  # (scale, label or None) -> the least and the greatest value
+        # (scale, label or None) -> a few of the least and of the greatest values; from close() on,
+        # what so few lie beyond
+        self.extremes = defaultdict(lambda: ([], []))
         self.pitches = {}  # speaker -> f0
         self.values = lru_cache(maxsize=4096)(self.list_values)
         self.row = lru_cache(maxsize=1 << 16)(self.read)
@@ -1651,8 +1678,9 @@ class Shelf:
         for key in keys_of(row):
             self.index[key].append(number)
         for name, label, value in scaled(row):
-            low, high = self.extremes.get((name, label), (value, value))
-            self.extremes[name, label] = min(low, value), max(high, value)
+            least, greatest = self.extremes[name, label]
+            least[:] = sorted([*least, value])[:BEYOND]
+            greatest[:] = sorted([*greatest, value])[-BEYOND:]
         if "order" in row:
             self.groups["order", row["order"]["group"]].append((row["order"]["index"], number))
         if "dialogue" in row:
@@ -1663,6 +1691,7 @@ class Shelf:
     def close(self):
         """All rows are here: sum up what tasks choose from."""
         self.file.flush()
+        self.extremes = {key: (low[-1], high[0]) for key, (low, high) in self.extremes.items()}
         for group in self.groups.values():
             group.sort()
         sizes = defaultdict(dict)
@@ -1672,12 +1701,12 @@ class Shelf:
         for scale, label in self.extremes:
             if scale == "count":  # a clip may be without it, too
                 self.extremes[scale, label] = 0, self.extremes[scale, label][1]
-        voices = self.values("category", "voice")
+        voices = self.values("category", "voice", least=2)
         self.voices = sorted(voices, key=lambda voice: self.pitches.get(voice, 0))
 
-    def list_values(self, *key, least=1) -> list:
+    def list_values(self, *key, least=1) -> tuple:
         """The values of which there are at least so many clips: values("label") -> labels."""
-        return [value for value, size in self.sizes.get(key, {}).items() if size >= least]
+        return tuple(value for value, size in self.sizes.get(key, {}).items() if size >= least)
 
     def stories(self, kind, least) -> list:
         """Orders or dialogues of so many clips."""
@@ -1703,12 +1732,13 @@ def keys_of(row):
     kind = kind_of(row)
     yield "kind", kind
     if kind == "sound":
-        for label in sounds_of(row):
+        for label in clear_sounds(row):
             yield "label", label
             if "events" in row:
                 yield "times", label, count_of(row, label)
     for label in lasting(row.get("events", ())) if kind == "sound" else ():
-        yield "span", label
+        if label in clear_sounds(row):
+            yield "span", label
     for name, (value, _, _) in CATEGORIES.items():
         if value(row) is not None:
             yield "category", name, value(row)
@@ -1716,15 +1746,13 @@ def keys_of(row):
         yield "scale", name, label
     if "label" in row.get("quality", {}) and "transcript" in row:
         yield "quality", row["quality"]["label"]
-    if said := said_in(row):
-        text = words(row["transcript"])
-        if len(text) <= 12:
-            yield "length", len(text)
-            yield "text", " ".join(text)
-        for word in said:
-            yield "word", word
+    for word in said_in(row):
+        yield "word", word
+    if said_in(row) and len(words(row["transcript"])) < 13:
+        yield "text", " ".join(words(row["transcript"]))
     for word in lasting(row.get("words", ())):
-        yield "timed", word
+        if word in said_in(row):
+            yield "timed", word
     if fact := fact_of(row):
         relation, whom, what = fact
         yield "fact", relation
@@ -1735,7 +1763,7 @@ def keys_of(row):
 def scaled(row):
     """(scale, label or None, value) of all scales that a clip is on."""
     for name, scale in SCALES.items():
-        labels = [None] if name not in LABELLED else sounds_of(row)
+        labels = [None] if name not in LABELLED else clear_sounds(row)
         for label in labels if None in labels or kind_of(row) == "sound" else ():
             if (value := valued(scale, row, label)) is not None:
                 yield name, label, value
@@ -1756,7 +1784,6 @@ Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=(
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
 # what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
 YESNO = ("yes", "no")
-LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips again and again
 
 
 def chosen(options, fate):
@@ -1793,8 +1820,8 @@ def place_of(rows, row) -> int:
 
 
 def compare(shelf, dice, n, fate) -> Draft:
-    """Which has most of something. Whoever has the most of all, or of two the least, would give
-    the answer away alone: neither is asked about."""
+    """Which has most of something. Whoever has more than all but a few of the corpus, or of two
+    less, would give the answer away alone: neither is asked about."""
     return ranked(shelf, dice, n, fate, [name for name in SCALES if name not in QUALITY])
 
 
@@ -1802,17 +1829,24 @@ def ranked(shelf, dice, n, fate, scales):
     usable = [name for name in scales if labels_of(shelf, name, n)]
     scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
     scale, label = SCALES[scale_name], pick(dice, labels_of(shelf, scale_name, n))
-    rows = shelf.draw(dice, ("scale", scale_name, label), n)
-    values = [valued(scale, row, label) for row in rows]
-    order = sorted(range(n), key=lambda i: values[i], reverse=most)
-    need(apart(scale, values[order[0]], values[order[1]]))
-    low, high = shelf.extremes[scale_name, label]
-    need(apart(scale, values[order[0]], high if most else low))
-    need(n > 2 or apart(scale, values[order[-1]], low if most else high))
-    tell = partial(told, scale, label)
-    says = {i: tell(value, row) for i, (value, row) in enumerate(zip(values, rows), 1)}
+    key, ends = ("scale", scale_name, label), shelf.extremes[scale_name, label]
+
+    def value(row):
+        return valued(scale, row, label)
+
+    def first(row):
+        return within(scale, value(row), ends[most], most)
+
+    def behind(row):
+        fine = apart(scale, best, value(row)) and (value(row) < best) == most
+        return fine and (n > 2 or within(scale, value(row), ends[not most], not most))
+
+    rows = shelf.draw(dice, key, 1, first)
+    best = value(rows[0])
+    rows = shuffled(dice, rows + shelf.draw(dice, key, n - 1, behind, rows))
+    says = {i: told(scale, label, value(row), row) for i, row in enumerate(rows, 1)}
+    winner = next(i for i, row in enumerate(rows, 1) if value(row) == best)
     form = f"{scale_name}, {'most' if most else 'least'}"
-    winner = order[0] + 1
     return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
 
 
@@ -1851,33 +1885,34 @@ def difference(shelf, dice, n, fate) -> Draft:
 
 def odd_one(shelf, dice, n, fate) -> Draft:
     category = chosen(alike(shelf, n - 1), fate[1])
-    value = pick(dice, shelf.values("category", category, least=n - 1))
+    value, strange = neighbours(shelf, dice, category, n - 1)
     rows = shelf.draw(dice, ("category", category, value), n - 1)
-    other = shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+    other = shelf.draw(dice, ("category", category, strange))
     odd = int(dice.rng.integers(n))
     rows[odd:odd] = other
     return about_category("odd", category, rows, audio(odd + 1), clip_gold(odd + 1))
 
 
-def alike(shelf, clips, values=2) -> list[str]:
-    """Categories with a value that so many clips share, and with so many values."""
+def alike(shelf, clips, kinds=1) -> list[str]:
+    """Categories with two values that so many clips share, and with so many that two do."""
     return [
         name for name in CATEGORIES
-        if shelf.values("category", name, least=max(clips, 2))
-        and len(shelf.values("category", name)) >= values
+        if len(shelf.values("category", name, least=max(clips, 2))) > 1
+        and len(shelf.values("category", name, least=2)) >= kinds
     ]  # fmt: skip
 
 
-def neighbour(shelf, dice, category, value):
-    """Another value, hard to tell from it where the corpus has such: a sound of the same class, a
-    voice of about the same height."""
-    others = [other for other in shelf.values("category", category) if other != value]
-    if category == "sound":
-        others = [other for other in others if other in classmates(value)] or others
+def neighbours(shelf, dice, category, least) -> tuple:
+    """Two values, each of at least so many clips (else the rare one would be known for the odd
+    one). They are hard to tell apart where the corpus has such: sounds of the same class, voices of
+    about the same height."""
+    value, *others = shuffled(dice, shelf.values("category", category, least=least)) or [None]
+    need(others)
+    close = classmates(value) if category == "sound" else []
     if category == "voice" and value in shelf.pitches:
         place = shelf.voices.index(value)
-        others = [v for v in shelf.voices[max(0, place - 3) : place + 4] if v != value]
-    return pick(dice, others)
+        close = shelf.voices[max(0, place - 3) : place + 4]
+    return value, pick(dice, [other for other in others if other in close] or others)
 
 
 def classmates(thing) -> list[str]:
@@ -1898,7 +1933,9 @@ def decoy(shelf, dice, kind, thing) -> tuple:
 
 
 def about_category(form, category, rows, verdict, gold, **more) -> Draft:
-    _, noun, plural = CATEGORIES[category]
+    found, noun, plural = CATEGORIES[category]
+    values = {found(row) for row in rows}
+    need(category != "sound" or not any(akin(a, b) for a in values for b in values))
     about = {"category": category, "noun": noun, "plural": plural}
     return Draft(form, about, rows, categories_told(category, rows), verdict, gold, more)
 
@@ -1959,7 +1996,8 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
     """Some voice, of which there are at least so many clips, and others that are as near to its
-    height as the corpus has them, where it knows."""
+    height as the corpus has them, where it knows. Each has two clips: one that is heard in a single
+    clip is never the same."""
     need(len(shelf.voices) >= count)
     first = pick(dice, shelf.values("category", "voice", least=least) or shelf.voices)
     around, reach = shelf.voices, len(shelf.voices)
@@ -2002,8 +2040,9 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     asked = rows[0]
     while len(rows) < n:
         rows += shelf.draw(dice, ("category", "voice", pick(dice, others)), without=rows)
-    need(all(row["transcript"] != asked["transcript"] for row in rows[1:]))
-    need(len(words(asked["transcript"])) <= 20)
+    need(all("transcript" in row for row in rows))
+    said = words(asked["transcript"])
+    need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
     rows = shuffled(dice, rows)
     says = categories_told("voice", rows)
     says[place_of(rows, asked)] += f", {quote(asked)}"
@@ -2035,7 +2074,8 @@ def keyword(shelf, dice, n, fate) -> Draft:
 
 def bridge(shelf, dice, n, fate) -> Draft:
     """A claim that takes two clips to judge: one says who it is about, the other what is so. The
-    claim is chosen before the verdict, from those that could have each of the three."""
+    claim is chosen before the verdict, from those that could have each of the three; and what is
+    said of somebody else might have been said of whom it is about."""
     verdict = chosen(("yes", "no", "nei"), fate[0])
     (kind, r1, r2), form = pick(dice, list(BRIDGES.items()))
     start = shelf.draw(dice, ("fact", r1))[0]
@@ -2044,15 +2084,18 @@ def bridge(shelf, dice, n, fate) -> Draft:
     firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
     claimed = pick(dice, shelf.values("what", r2))
     pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
-    for first in {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}.values():
-        middle = fact_of(first)[1 if kind == "by" else 2]
+    firsts = {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}
+    side = 1 if kind == "by" else 2
+    elsewhere = [fact for fact in elsewhere if fact[1] in {first[side] for first in firsts}]
+    for fact, first in firsts.items():
+        middle = fact[side]
         about_it = facts_of(shelf, ("whom", r2, middle))
         pairs["yes"] += [(first, fact) for fact in about_it if fact[2] == claimed]
         pairs["no"] += [(first, fact) for fact in about_it if fact[2] != claimed]
-        pairs["nei"] += [(first, fact) for fact in elsewhere if fact[1] != middle]
+        pairs["nei"] += [(first, fact) for fact in elsewhere if about_it and fact[1] != middle]
     need(all(pairs.values()))
     first, second = pick(dice, pairs[verdict])
-    middle = fact_of(first)[1 if kind == "by" else 2]
+    middle = fact_of(first)[side]
     rows = []
     for fact in (fact_of(first), second):
         rows += shelf.draw(dice, ("whom", *fact[:2]), 1, lambda row: fact_of(row) == fact, rows)
@@ -2107,13 +2150,18 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
 
 
 def lacking(kind, thing):
-    return lambda row: thing not in said_in(row) if kind == "word" else lacks(row, thing)
+    return lambda row: unsaid(row, thing) if kind == "word" else lacks(row, thing)
 
 
 def lacks(row, label) -> bool:
-    """It has labels, and none that holds this one or is held by it ("Dog", "Dog barking")."""
-    a, found = label.lower(), [other.lower() for other in sounds_of(row)]
-    return bool(found) and not any(a in b or b in a for b in found)
+    """It has labels, and none that is or may be this one."""
+    found = sounds_of(row)
+    return bool(found) and not any(label == other or akin(label, other) for other in found)
+
+
+def unsaid(row, word) -> bool:
+    """It is known what is said, and this is not."""
+    return "transcript" in row and word not in said_in(row)
 
 
 def listed(labels) -> str:
@@ -2144,17 +2192,19 @@ def supporters(shelf, dice, n, fate) -> Draft:
 
 
 def factual(shelf, dice, n, form, odd, answer) -> Draft:
-    """All clips state the same, but for `odd` (0 or 1) of them."""
+    """All clips state the same, but for `odd` (0 or 1) of them. The odd one, too, states what as
+    many clips do: else it would be known by its rarity."""
     relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
-    _, whom, what = fact_of(shelf.draw(dice, ("fact", relation))[0])
-    same = (relation, whom, what)
-    need(len({fact[2] for fact in facts_of(shelf, ("whom", relation, whom))}) > 1)
-    key = ("whom", relation, whom)
-    rows = shelf.draw(dice, key, n - odd, lambda row: fact_of(row) == same)
-    other = shelf.draw(dice, key, odd, lambda row: fact_of(row) != same)
+    key = fact_of(shelf.draw(dice, ("fact", relation))[0])[:2]
+    often = Counter(fact_of(shelf.row(number)) for number in shelf.index["whom", *key])
+    usual = sorted(fact for fact, count in often.items() if count >= n)
+    need(len(usual) > 1)
+    same, strange = (usual[i] for i in dice.rng.permutation(len(usual))[:2])
+    rows = shelf.draw(dice, ("whom", *key), n - odd, lambda row: fact_of(row) == same)
+    other = shelf.draw(dice, ("whom", *key), odd, lambda row: fact_of(row) == strange)
     rows = shuffled(dice, rows + other)
     verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
-    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
+    about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
     return Draft(form, about, rows, {i: quote(row) for i, row in enumerate(rows, 1)}, verdict, gold)
 
 
@@ -2162,12 +2212,14 @@ def same_words(shelf, dice, n, fate) -> Draft:
     """The same for corpora whose sentences come more than once, whatever they say. Who says
     something else says some of the same words, if anybody does."""
     verdict = chosen(YESNO, fate[0])
-    text = pick(dice, shelf.values("text", least=n))
+    texts = shelf.values("text", least=n)
+    need(texts)
+    text = pick(dice, texts)
+    others = [t for t in texts if t != text and len(t.split()) == len(text.split())]
+    need(others)
     rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
     if verdict == "no":
-        key = ("word", pick(dice, content(text) or [""]))
-        key = key if len(shelf.index.get(key, ())) > 2 * n else ("length", len(text.split()))
-        rows += shelf.draw(dice, key, 1, lambda row: words(row["transcript"]) != text.split())
+        rows += shelf.draw(dice, ("text", pick(dice, others)))
     rows = shuffled(dice, rows)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
@@ -2181,7 +2233,7 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
 
     def other(row):
         """Not about the same, whether as a fact or by the way."""
-        return whom not in said_in(row) and f"{whom}s" not in said_in(row)
+        return unsaid(row, whom) and unsaid(row, f"{whom}s")
 
     rest = []
     for i in range(n - 1):
@@ -2211,10 +2263,10 @@ def needle_word(shelf, dice, n, fate) -> Draft:
 def all_same(shelf, dice, n, fate) -> Draft:
     verdict = chosen(YESNO, fate[0])
     category = chosen(alike(shelf, n), fate[1])
-    value = pick(dice, shelf.values("category", category, least=n))
+    value, strange = neighbours(shelf, dice, category, n)
     rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
     if verdict == "no":
-        rows += shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
+        rows += shelf.draw(dice, ("category", category, strange))
     rows = shuffled(dice, rows)
     return about_category("all same", category, rows, verdict, yesno_gold(verdict))
 
@@ -2223,7 +2275,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     """How many different ones there are, from one to as many as clips."""
     usable = [c for c in alike(shelf, 2, n) if c in categories]
     category, kinds = chosen(usable, fate[1]), 1 + int(fate[0] * n)
-    values = shelf.values("category", category)
+    values = shelf.values("category", category, least=2)
     if category == "voice":
         values = close_voices(shelf, dice, kinds, least=n)
     else:
@@ -2238,9 +2290,8 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
 def pair_same(shelf, dice, n, fate) -> Draft:
     need(n > 2)
     category = chosen([c for c in alike(shelf, 2, n - 1) if c != "voice"], fate[1])
-    value = pick(dice, shelf.values("category", category, least=2))
-    others = [other for other in shelf.values("category", category) if other != value]
-    return paired(shelf, dice, category, [value, *shuffled(dice, others)[: n - 2]])
+    values = shuffled(dice, shelf.values("category", category, least=2))
+    return paired(shelf, dice, category, values[: n - 1])
 
 
 # --- temporal understanding
@@ -2261,6 +2312,7 @@ def chronology(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, told)
     order = [place_of(rows, row) for row in told]
     says = {i: heard(row) for i, row in enumerate(rows, 1)}
+    need(all(says.values()))
     gold = {"type": "order", "value": order}
     form = "turns" if "dialogue" in told[0] else "order"
     return Draft(form, {}, rows, says, ", ".join(map(audio, order)), gold)
@@ -2399,11 +2451,15 @@ def features(row) -> dict:
     if "transcript" in row:
         found = {f'"{word}"': [word] for word in said_in(row)}
         emotion = row.get("emotion", "neutral")
-        return found | ({f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {})
-    if "instrument" in row.get("music", {}):
+        found |= {f"a voice that is {emotion}": [emotion]} if emotion != "neutral" else {}
+    elif "instrument" in row.get("music", {}):
+        if "tempo" in row["music"] and not speed_of(row):  # nobody is sure what it is not
+            return {}
         values = (CATEGORIES[name][0](row) for name in MUSICAL)
-        return {f"{value} music": [value] for value in values if value}
-    return {event_phrase(label): ways(label) for label in sounds_of(row)}
+        found = {f"{value} music": [value] for value in values if value}
+    else:
+        found = {}
+    return found | {event_phrase(label): ways(label) for label in sounds_of(row)}
 
 
 def contrast(shelf, dice, n, fate) -> Draft:
@@ -2415,9 +2471,17 @@ def contrast(shelf, dice, n, fate) -> Draft:
     shared = pick(dice, list(own))
     rest = shelf.draw(dice, ("kind", kind), 1, lambda row: shared in features(row), [target])
     rest += shelf.draw(dice, ("kind", kind), n - 2, features, [target, *rest])
-    others = {feature for row in rest for feature in features(row)}
+    others = {feature: named for row in rest for feature, named in features(row).items()}
     alone = [feature for feature in own if feature not in others]
     need(alone and len(alone) < len(own))
+    names = [named[0] for named in others.values()]
+    need(kind == "speech" or not any(akin(own[a][0], b) for a in alone for b in names))
+    feature = pick(dice, alone)  # which another clip might have had too, without all the rest
+    keys = ("word", own[feature][0]), ("label", own[feature][0]), ("kind", kind)
+    key = next(key for key in keys if key in shelf.index)
+    shelf.draw(
+        dice, key, 1, lambda row: feature in features(row) and own.keys() - features(row).keys()
+    )
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
@@ -2870,12 +2934,10 @@ FORMS = {
     " say?",
     "needle, heard": IN + " [is {thing} heard|do you hear {thing}]?",
     "all same": "Do " + ALL + " have the same {noun}?",
-    "order": "[In what order did the clips happen?|Put the clips in the right order.|What is the"
-    " right order of the clips?|Put the clips in order of time.|In which order do the clips belong?"
-    "|Sort the clips from first to last.]",
-    "turns": "[In what order were these turns of a dialogue said?|Put these turns of a dialogue in"
-    " the right order.|What is the right order of these turns of a dialogue?|Put the turns of this"
-    " dialogue in order of time.|In which order do the turns of this dialogue belong?]",
+    "order": "[Put|Sort|Bring] [the clips|the recordings|these clips] [in the right order"
+    "|in order of time|in the order of time].",
+    "turns": "[Put|Sort|Bring] [these turns|the turns] of a [dialogue|conversation] [in the right"
+    " order|in order of time|in the order of time].",
     "when": IN + " [is {thing} heard|do you hear {thing}], and [when|from when to when]?",
     "total": "How often [is the {label} heard|do you hear the {label}] " + ACROSS + "?",
     "clips with": "In how many [clips|recordings|audios] [is {thing} heard|do you hear {thing}]?",
@@ -2884,14 +2946,15 @@ FORMS = {
     "describe together": "[Name|List|Tell] every sound that is heard " + ACROSS + ".",
     "contrast": "[What|Which things|What sounds or words] can be heard in {first} and in no other"
     " [clip|recording|audio]?",
-    "transcribe": "[What is said?|What does the speaker say?|Write down what is said."
-    "|Transcribe the speech.|What are the words?]",
+    "transcribe": "[Transcribe|Write down] [the speech|the words|what is said|what the speaker"
+    " says].",
     "tag": "[Which|What] sounds [are heard|do you hear|are there]?",
     "describe": "[Describe|Caption] [the clip|the recording|this clip|this recording] in one"
     " sentence.",
     "count": "How often [is the {label} heard|do you hear the {label}] [here|in this clip|in this"
     " recording]?",
-    "locate": "[When|From when to when] [is {thing} heard|do you hear {thing}]?",
+    "locate": "[When|From when to when|At what time] [is {thing} heard|do you hear {thing}"
+    "|can you hear {thing}]?",
     "which value": "[What|Which] is the {noun} [here|in this clip|in this one]: {choices}?",
     "speech pair": "[What is said in one clip and not in the other|How do the words of the two"
     " clips differ|What is the difference between the words of the two clips|What differs in the"
