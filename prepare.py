@@ -25,6 +25,7 @@ This file imports nothing of ours. Everything else imports it.
 import argparse
 import codecs
 import csv
+import gzip
 import hashlib
 import heapq
 import io
@@ -50,10 +51,11 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
@@ -141,6 +143,52 @@ def read_json(path):
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: expected JSON, found something else ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------------
+# Worker processes: none outlives its job, whoever kills what.
+
+
+@contextmanager
+def worker_map(count, method=None, chunksize=1):
+    """map() by `count` worker processes, or the plain one where that is 1. `method` is how they
+    are started, by default as this machine does it; each gets `chunksize` things at a time."""
+    if count == 1:
+        yield map
+        return
+
+    def spread(job, things):  # pool.map() would cancel on the way out what the killed still had
+        things = iter(things)
+        chunks = iter(lambda: list(itertools.islice(things, chunksize)), [])
+        for done in [pool.submit(do_each, job, chunk) for chunk in chunks]:
+            yield from done.result()
+
+    with ProcessPoolExecutor(count, get_context(method), follow) as pool:
+        try:
+            yield spread
+        except BrokenProcessPool:
+            why = "expected all of them to live, found one that was killed"
+            hint = "perhaps for want of memory: try fewer"
+            raise BadInput(f"--workers {count}: {why}, {hint}") from None
+        except BaseException:  # Ctrl-C too: nobody waits for what is under way
+            for worker in active_children():
+                worker.kill()
+            raise
+
+
+def do_each(job, things) -> list:
+    return [job(thing) for thing in things]
+
+
+def follow():
+    """A worker ends with whoever started it, kill -9 included, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -895,14 +943,18 @@ def write_tokenizer(dir, vocab, merges, special):
 @contextmanager
 def written(path):
     """A file to write text to. It is written beside, then renamed: a reader sees the old file or
-    the new one, never half of one."""
+    the new one, never half of one; and where writing fails, nothing is left beside it."""
     beside = Path(f"{path}.part")
     try:
         file = open(beside, "w", encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except BaseException:
+        beside.unlink()
+        raise
     beside.replace(path)
 
 
@@ -1198,7 +1250,7 @@ def remap_indices(text: str, new: dict, bare: bool = True) -> str:
 # Gold and score. An answer is free text, often a verbose one: what is heard in each clip, then a
 # verdict. The verdict counts. It is looked for in three steps: put the text in one spelling, cut it
 # into statements, and take the last one that commits to a value. Nothing is ever guessed: what
-# names two values at once, hedges, or only lists what was heard has no verdict.
+# names two values at once, hedges, asks, denies, or only lists what was heard has no verdict.
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 ONES = f"{ONES} fifteen sixteen seventeen eighteen nineteen".split()
@@ -1226,20 +1278,23 @@ MARK = (
 )
 THOUGHTS = r"(?is)<think>.*?(?:</think>|\Z)"
 HEDGE = (
-    r"(?:^|\()\s*or\b|\b(?:either|maybe|perhaps|possibly|(?:might|could|may) be|not sure|unsure)\b"
+    r"(?:^|\()\s*or\b|\b(?:either|maybe|perhaps|possibly|(?:might|could|may) be|part(?:ly|ially)"
+    r"|necessarily|unsure|uncertain|unclear|whether|or (?:something|none|another)"
+    r"|not (?:sure|certain|know))\b|n't know\b"
 )
 REASON = r"\b(?:because|since|whereas|while|although|though|as (?=[#it]))"
 FILLER = set(
-    "a about actually after all also always am an and answer answers any appear appears are as "
-    "at audio audios be been begins being believe best between both but by can choose "
-    "chronological clip clips common conclusion contain contains correct does each end ends "
-    "event every feature features file final first follows for from go goes has have hear heard "
-    "hence here hold holds i in is it it's its keyword keywords last mean mention mentioned "
-    "mentions my no number occurs of offset on one ones only onset option order our overall "
-    "phrase pick please recording recordings right s said sample say says sec second seconds "
-    "segment sequence share shared should so sorry sound sounds speaker spoken start starts that "
-    "the their them then there there's therefore these they think this those thus time times to "
-    "total track tracks until verdict wait was we were what which with word words would".split()
+    "a about actually after all also always am an and answer answers any appear appears are as at "
+    "audio audios be been begins being believe best between both but by can certainly choose "
+    "chronological clearly clip clips common conclusion contain contains correct definitely did do "
+    "does each end ends event every feature features file final first follows for from go goes has "
+    "have hear heard hence here hold holds i in is it it's its keyword keywords last mean mention "
+    "mentioned mentions my no number occurs of offset on one ones only onset option order our "
+    "overall phrase pick please recording recordings right s said sample say says sec second "
+    "seconds segment sequence share shared should so sorry sound sounds speaker spoken start "
+    "starts that that's the their them then there there's therefore these they think this those "
+    "thus time times to total track tracks until verdict wait was we were what which with word "
+    "words would".split()
 )
 TAIL = 4000  # characters: of a model that never stops, only the end is read
 
@@ -1269,7 +1324,8 @@ def tag_clips(text: str, pattern=NAMED) -> str:
         if group == "ordinal":
             return f"#{ORDINALS.index(match[group]) + 1}"
         before = match.group()[: match.start(group) - match.start()] if group == "bare" else ""
-        return before + re.sub(r"\d+", r"#\g<0>", match[group])
+        together = re.sub(r",(?!\s*(?:and|or)\b)", " and", match[group])  # "not clips 1, 2"
+        return before + re.sub(r"\d+", r"#\g<0>", together)
 
     return re.sub(pattern, tag, text)
 
@@ -1279,8 +1335,8 @@ def terms(text: str) -> list[str]:
     return tokens(plain(text))
 
 
-def tokens(text: str) -> list[str]:
-    found = re.findall(r"[@#]\d+|(?<!\w)-?\d+(?:[.:]\d+)*|[\w']+[#\u266f\u266d]?|%", text)
+def tokens(text: str, also: str = "") -> list[str]:
+    found = re.findall(rf"[@#]\d+|(?<!\w)-?\d+(?:[.:]\d+)*|[\w']+[#\u266f\u266d]?|%{also}", text)
     return [word for word in found if word not in ("a", "an", "the")] or found
 
 
@@ -1296,29 +1352,90 @@ def statements(text: str) -> list[str]:
         text = re.sub(r"\n+", ", ", re.sub(r"(?m)^ ?\d+[.)]\s+", "", text))
     text = re.sub(rf"(?<=[,:;.!?\n-])\s*(?=(?:(?:and|but)\s+)?{OPENING})", "\n", text)
     found = []
-    for sentence in re.split(r"[.!?;]+(?=\s|$)|\n+", text):
+    for sentence in re.split(r"(?<=\?)(?=\s)|[.!;]+(?=\s|$)|\n+", text):
+        if sentence.rstrip().endswith("?"):  # a question states nothing
+            continue
         sentence = re.sub(rf"^\s*{REASON}[^,]*,", "", sentence)
         sentence = re.sub(rf"{REASON}.*", "", sentence)
         marked = re.search(MARK, sentence)
-        found += [sentence] if marked else re.split(r"(?<!#\d)(?<!#\d\d):\s+", sentence)
+        found += [sentence] if marked else re.split(rf"(?<!#\d)(?<!#\d\d){COLON}", sentence)
     return found
+
+
+# What is denied is not named: a statement is cut into clauses, and one with a denial counts for
+# nothing. "Clip 2 has no dog" may answer a question or deny that clip; without the question nobody
+# can tell, so it takes a verdict ("so clip 2", "the one without a dog is clip 2").
+NOT = (
+    r"\b(?:not?|cannot|\w+n't|(?:is|are|ai|ca|do|does|did|wo)nt|nor|never|neither|none|nothing"
+    r"|nobody|hardly|scarcely|unlikely|(?:less|least) likely|doubt\w*|disagree\w*|rul(?:e|ed|ing)"
+    r"|reject\w*|exclud\w*|eliminat\w*|discard\w*|ignor\w*|mistake\w*|avoid|refuse"
+    r"|lack(?:s|ing)?|absent|missing|fails?|far from|opposite)\b"
+)
+DENIAL = rf"(?:{NOT}|\b(?:wrong|incorrect|false|untrue)\b)"
+EXCEPT = (  # what sets the rest of a clause apart
+    r"\b(?:than|unlike|except\w*|the exception|instead of|without|with no|compared (?:to|with)"
+    r"|differ\w* from|as opposed to|(?:apart|aside) from|besides|barring|save)\b"
+)
+SAME_AS = [  # denials that affirm, exceptions that look otherwise, and what each comes to
+    (r"\bnot (?:only|just)\b|\b(?:no|without)(?: an?y?)? doubt\b|\bdoubtless\b|\bno wait\b", " "),
+    (r"\b(?:no \w+|no(?:ne|thing)|no(?= other)|can(?:no|')t be any\w*) (?:but|(?:other|else) than)",
+     " "),
+    (r"\b(?:rather|other) than\b", "than"),
+    (r"\b(?:any|every|each|all)\w*(?: \w+){0,3} but\b", "not"),
+    (r"(?:\bnot|\bnothing|\w+n't) (?:\w+ )?like\b", "unlike"),
+    (r"\bdoes(?: not|n't) (?:\w+ )?(?:match|fit|belong)\b", "unlike"),
+    (r"^\W*the (?:\w+ ){1,3}(?:that|which|with|without|where)\b(?!.*\b(?:wrong|right|correct|answer"
+     r"|it)\b).* is (?:the )?(?=[#@]?\d)", " "),
+]  # fmt: skip
+COLON = r"(?<!wrong)(?<!incorrect)(?<!false)(?<!answer)(?<!not):\s+"
+SOME = r"[#@]\d+(?:\s*,\s*[#@]\d+)*\s*,?\s+(?:and|n?or)\s+(?:the\s+)?[#@]\d+"  # a list, "and" in it
+CLAUSE = (  # where one ends: at no comma between bare numbers, nor at one that leads to an "or"
+    rf"(?:(?<!\d)|(?!\s*,\s*\d))\s*,(?!(?:\s+(?!{NOT})\S+){{0,3}}\s+n?or\b)|{COLON}|\s-+\s"
+    rf"|\b(?:but|so|yet)\b|(?={EXCEPT})|\band\s+(?=(?:there \w+ )?{NOT})|(?<=\d) (?=not [#@\d])"
+    rf"|\b(?:that|which|who|where)\b(?=(?:\s+\S+){{0,4}}?\s+{DENIAL})"
+)
+
+
+def clauses(text: str) -> list[str]:
+    for pattern, meaning in SAME_AS:
+        text = re.sub(pattern, meaning, text)
+    return re.split(CLAUSE, re.sub(SOME, lambda m: m.group().replace(",", " "), text))
+
+
+def takes_back(text: str) -> bool:
+    """Whether it only denies what was said before, as "that is wrong" does."""
+    rest, denials = re.subn(DENIAL, " ", text)
+    return denials > 0 and not set(tokens(rest)) - FILLER
+
+
+def affirmed(text: str, back: bool = True) -> str:
+    """A statement without what it denies. Where a denial may be the answer, none takes back."""
+    if not re.search(rf"{DENIAL}|{EXCEPT}|\bbut\b", text):
+        return text
+    kept = []
+    for clause in clauses(text):
+        kept = [] if back and takes_back(clause) else kept
+        kept.append(";" if re.search(rf"{DENIAL}|{EXCEPT}", clause) else clause)
+    return ",".join(kept)
 
 
 UNSURE = [None, None]  # more values than one, which is what no answer may have
 
 
-def verdict(answer: str, find):
+def verdict(answer: str, find, back: bool = True):
     """The value that an answer commits to, or None. find(statement) -> the values it names and the
     rest of its text. What is marked as the answer goes before what is nothing but a value, and
-    that before what is said in passing."""
+    that before what is said in passing. With `back`, "that is wrong" takes back all before it."""
     passing, bare, marked, hedged = [], [], [], False
     for statement in statements(plain(answer)):
         statement, hedges = re.subn(HEDGE, " ", statement)
-        outside = re.sub(r"\([^()]{3,}\)", " ", statement)
+        outside = re.sub(r"\([^()]{3,}\)", lambda m: f", {m[0]}" * takes_back(m[0]), statement)
         values, rest = find(outside)
         if not values:
             values, rest = find(statement)
         if not values:
+            if back and takes_back(statement):
+                passing, bare, marked = [], [], []
             continue
         only = not set(tokens(rest)) - FILLER
         rank = marked if re.search(MARK, statement) else bare if only else passing
@@ -1341,23 +1458,16 @@ def verdict(answer: str, find):
 NUMBER = r"(?<![\w#.:/-])\d+(?!\w|[.:/-]\d|\s*(?:s|sec|seconds?|ms|k?hz|db)\b)"
 JOINED = rf"(?:[\s,&+]|\b(?:and|nor|the|both|plus|also|{NOUN}s?)\b)+"  # clips named together
 TAGS = rf"#\d+(?:{JOINED}#\d+)*"
-INSTEAD = (
-    r"(?:\bnot(?! only)|n't|\bnor|\bneither|\bthan|\bunlike|\bexcept|\binstead of|\brather than"
-    r"|\bother than|\bcompared (?:to|with)|\bdiffer\w* from|\bas opposed to|\bexcluding)\s+"
-    r"(?:\w+\s+){0,3}?"
-)
-SOME = r"#\d+(?:(?:,\s*#\d+)*,?\s+(?:and|n?or)\s+(?:the\s+)?#\d+)?"  # a list with its "and"
 ALONE = (
     r"\bnumber\s*(?P<one>\d+)"
     rf"|(?:\bthe\s+|^\W*(?=\w+\W*$))(?P<ordinal>{ORDINAL})(?=\s*(?:[,;.]|$|(?:and|is|was|has)\b))"
 )
-IS_NOT = r"\s+(?:is|are)(?: not|n't)\s+(?:the\s+)?(?:answer|ones?|it|correct|right)\b"
 
 
 def find_clips(text: str):
-    """Clips named together, but for those that it is said not to be."""
-    text = tag_clips(tag_clips(text, NAMED + BARE), ALONE)
-    text = re.sub(rf"{INSTEAD}{SOME}|{TAGS}{IS_NOT}", " ", text)
+    """Clips named together, but for those that it is said not to be. "Clip 1 is quieter than clip
+    2" names clip 1, as one says to "which is quieter?": the question is not known here."""
+    text = affirmed(tag_clips(tag_clips(text, NAMED + BARE), ALONE))
     rest = re.sub(TAGS, " ", text)
     groups = re.findall(TAGS, text)
     if not groups:  # numbers alone, as in "2" or "the answer is 1 and 3"
@@ -1382,47 +1492,50 @@ def find_order(text: str):
         text = re.sub("[#-]", " ", text)
         runs = [rf"{item}(?:{NEXT}{item})+" for item in (NUMBER, rf"\b{ORDINAL}\b")]
         run = next((run for run in runs if re.search(run, text)), run)
-        if set(tokens(re.sub(run, " ", text))) - FILLER:
-            return [], text
+    text = re.sub(r"\breverse\w*|\bbackwards\b", "wrong", text)
+    text = affirmed(re.sub(run, lambda m: re.sub(r",|\s-+\s", " then ", m.group()), text))
+    rest = re.sub(run, " ", text)
+    if "#" not in text and set(tokens(rest)) - FILLER:
+        return [], rest
     values = []
     for found in re.findall(run, text):
         places = [ORDINALS.index(word) + 1 for word in re.findall(ORDINAL, found)]
         order = [int(number) for number in re.findall(r"\d+", found)] or places
         straight = order == places or places == sorted(places)  # not "second: 1, first: 2"
         values += [tuple(order)] if straight and len(set(order)) == len(order) else UNSURE
-    return values, re.sub(run, " ", text)
+    return values, rest
 
 
 VAGUE = (  # what is said around a number that is no count
-    r"\b(?:between|at (?:least|most)|(?:more|less|fewer) than|over|under|up to|about|around|nearly"
-    r"|approximately|roughly|almost|some)\s+(?=\d)|[~<>\u2248]\s*(?=\d)"
-    r"|(?<=\d)(?:\+|\s*(?:-|to|or)\s*\d|\s+or\s+(?:more|fewer|so)\b)"
+    r"\b(?:between|at (?:the )?(?:very )?(?:least|most)|more or less|(?:more|less|fewer) than|over"
+    r"|under|below|above|up to|about|around|nearly|approximately|roughly|almost|some|double|half of"
+    r"|(?:max|min)imum(?: of)?)\s+(?=\d)|[~<>\u2248]\s*(?=\d)"
+    r"|(?<=\d)(?:\+|-ish\b|\s*(?:-|to|or)\s*\d|\s+or\s+(?:more|fewer|so)\b)"
+    r"|(?<=\d)\s+(?:\w+ ){0,2}(?:too (?:many|few)|at (?:the )?(?:least|most)"
+    r"|(?:more|fewer|less) than|(?:max|min)imum)\b"
     r"|(?<=\d)\s*(?:%|/|\bhundred|\bthousand|\bmillion|\bdozen|\bhal(?:f|ves)\b)"
 )
-NONE_OF = r"\b(?:none|never|there (?:is|are|was|were) no)\b"
-NEVER = r"(?:\bnot(?! only)|\bcannot|n't)\s+(?:\w+\s+)?"
+NONE_OF = r"\b(?:none|never|there (?:is|are|was|were) no)\b(?! \d)"
 TIMES_OF = {"once": "1", "twice": "2", "thrice": "3"}
 
 
 def find_count(text: str):
     """Numbers that count: no clip's index, no time, no share."""
     text = re.sub(rf"\b(?:across|in|of) (?:all |the |these )*\d+ {NOUN}s\b", " ", text)
-    text = re.sub(rf"{NEVER}(?:\w+\s+)?{NUMBER}|{NUMBER}\s+is (?:wrong|incorrect)\b", " ", text)
-    text = re.sub(NONE_OF, " 0 ", text)
+    text = affirmed(re.sub(VAGUE, " ~ ", re.sub(NONE_OF, " 0 ", text)))
     text = re.sub(r"\b(?:once|twice|thrice)\b", lambda m: TIMES_OF[m.group()], text)
     text = re.sub(r".*=(?=\s*\d)", "", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))
-    total = re.search(rf"({NUMBER})(?:\s+\w+)?\s+(?:in total|in all|altogether|overall)\b", text)
-    if total:
+    count = rf"(?:~ *)?{NUMBER}(?:\s+[\w~]+)?"
+    if total := re.search(rf"{count}\s+(?:in total|in all|altogether|overall)\b", text):
         text = total.group()
     found = sorted(set(map(int, re.findall(NUMBER, text))))
-    vague = re.search(VAGUE, text)
     rest = re.sub(rf"{NUMBER}(?:\s+[a-z]\w+)?", " ", text)
-    return (UNSURE if vague else found), rest
+    return (UNSURE if "~" in text else found), rest
 
 
 def find_span(text: str, named: bool):
     """One clip, if clips are told apart at all, and two times: 1.2, 1.2 s, 1200 ms or 0:01.2."""
-    text = re.sub(rf"{INSTEAD}{SOME}", " ", text)
+    text = affirmed(re.sub(r"\boutside\b|\bbefore(?=[^,]* after)", "not", text))
     clips = set(re.findall(r"#(\d+)", text))
     text = re.sub(r"#\d+", " ", text)
     time = r"(?<![\w.:])(?:(\d+):)?(\d+(?:\.\d+)?)(?![.:]?\d)\s*(ms\b)?"
@@ -1436,54 +1549,68 @@ def find_span(text: str, named: bool):
 
 
 CANNOT = r"(?:can ?not|can't|could(?: not|n't)|impossible to)"
-DENIAL = r"\b(?:unlikely|fails?|far|no way|hardly|never|nothing|neither #?\w+|wrong)"
-DENIED = rf"(?:{NEVER}|{DENIAL}\s+(?:\S+\s+){{0,3}}?)"
+DENIED = (  # a bare "no" is an answer, and denies nothing that follows
+    rf"(?:(?!no\b){NOT}|\bwrong\b|\bno (?:{NOUN}|one|evidence|way|means|part|reason)\b)"
+    r"\s+(?:(?!and\b)\S+\s+){0,6}?\W*"
+)
 YESNO = {  # in this order, for "not true" holds "true"
-    "nei": r"\b(?:nei|(?:not|n't) (?:have |give |contain )?enough (?:information|info|evidence)"
-    r"|insufficient (?:information|info|evidence)|(?:is|are) insufficient|no information"
+    "nei": r"(?:(?:\bnot|n't) (?:have |give |contain )?enough (?:information|info|evidence)"
+    r"|\bnei|insufficient (?:information|info|evidence)|(?:is|are) insufficient|no information"
     rf"|{CANNOT} (?:be )?(?:determined?|tell|told|said|know|known|inferred?|verif(?:y|ied))"
     r"|undetermined|unknown|not (?:mention(?:ed)?|stated|specified)|neutral)\b",
     "no": r"\b(?:nope|false|incorrect|untrue|contradict(?:s|ed)?)\b"
+    r"|(?:^\W*(?:(?:that|this|it)(?:'s| is)|is) |\()wrong\b(?! to\b)"
     rf"|{DENIED}(?:yes|true|correct|support(?:s|ed)?|entail(?:s|ed)?)\b"
     r"|\bno\b(?=\s*(?:$|[,:)\"-]|it|they|s?he|this|these|both|all|#|not|we\b|i\b|and\b|or\b))",
     "yes": r"\b(?:yes|yeah|yep|true|correct(?! (?:answer|option|choice|verdict))|supports?"
     r"|supported|entailed)\b",
 }
-LEADING = r"^\W*(yes|no)\b\s*(?:,|-|it\b|they\b|this\b|both\b)(?!\s*(?:and |or |but )?(?:yes|no)\b)"
+DENIED_ANSWER = (  # "rather than yes", "no is wrong", "not false"
+    rf"{EXCEPT}.*|(?:\b(?:yes|no)|{YESNO['nei']})\W{{1,2}}(?=is|was|would|can).*{DENIAL}"
+    rf"|{DENIED}(?:no|false|incorrect|untrue|contradict\w*|{YESNO['nei']})\b"
+)
+LEADING = (
+    r"^\W*(yes|no)\b\s*(?:,|-|it\b|they\b|this\b|both\b)"
+    r"(?!\s*(?:and |or |but )?(?:yes|no|true|false)\b|.*\b(?:enough|insufficient|determined|wrong)"
+    r"\b)"
+)
 
 
 def find_yesno(text: str):
     if leading := re.search(LEADING, text):  # what follows is why
         return [leading[1]], ""
-    text = re.sub(rf"{NEVER}(?:no|false|incorrect|untrue|contradict\w*)\b", " ", text)
     text = re.sub(
         r"\bto (?:say|tell|answer|decide) \W*(?:yes|no)\b(?:\W+or\W+(?:yes|no)\b)?", " ", text
     )
-    values = []
-    for value, pattern in YESNO.items():
-        values += [value] if re.search(pattern, text) else []
-        text = re.sub(pattern, " ", text)
-    return values, text
+    values, rest = set(), ""
+    for clause in clauses(text):
+        clause = re.sub(DENIED_ANSWER, " ", clause)
+        for value, pattern in YESNO.items():
+            values |= {value} if re.search(pattern, clause) else set()
+            clause = re.sub(pattern, " ", clause)
+        rest += clause
+    return sorted(values), rest
 
 
 LETTER = (
     r"\b(?:option|choice)\s+\(?([a-z])\b\)?|[(\[]([a-z])[)\]]"
-    r"|(?:^|\b(?:answer|it|choose|pick)(?:\s+is|'s)?:?\s)\s*([a-z])(?=\s*(?:[.,:;)-]|$))\)?"
+    r"|(?:^|\b(?:answer|it|choose|pick)(?:\s+is|'s)?:?\s|(?<=\bnot )|(?<=\bthan ))\s*([a-z])"
+    r"(?=\s*(?:[.,:;)-]|$|(?:and |but )?not\b))\)?"
 )
 
 
-def find_choice(text: str, choices: list[str]):
+def find_choice(text: str, choices: list[str], back: bool):
     """Choices by their letter or by their text, a longer one before one that it holds."""
 
     def letter(match):
         place = ord(match[1] or match[2] or match[3]) - ord("a")
         return f" @{place} " if place < len(choices) else " "
 
-    text = f" {' '.join(tokens(re.sub(LETTER, letter, text)))} "
-    named = {i: " ".join(terms(choice)) for i, choice in enumerate(choices)}
+    text = f" {' '.join(tokens(re.sub(LETTER, letter, text), '|,'))} "
+    named = {i: " (?:, )?".join(map(re.escape, terms(c))) for i, c in enumerate(choices)}
     for i in sorted(named, key=lambda i: -len(named[i])):
-        text = text.replace(f" {named[i]} ", f" @{i} ")
-    text = re.sub(rf"(?:{INSTEAD}|\b(?:no|without|lacks?|anything but)\s+)@\d+", " ", text)
+        text = re.sub(rf"(?<= ){named[i]}(?= )", f"@{i}", text)
+    text = affirmed(text, back)
     values = sorted({choices[int(i)] for i in re.findall(r"@(\d+)", text)})
     return values, re.sub(r"@\d+", " ", text)
 
@@ -1492,6 +1619,10 @@ def find_keywords(answer: str, gold: list[str]):
     """The content words of the last statement that has some; of what it quotes, if it quotes."""
     wanted = {word for keyword in gold for word in words(plain(keyword))}
     for statement in reversed(statements(plain(answer))):
+        if not re.search(rf"{DENIAL}|{EXCEPT}", " ".join(wanted)):  # else "no" may be one of them
+            if takes_back(statement):
+                return None
+            statement = affirmed(statement)
         quoted = re.findall(r'"([^"]+)"', statement)
         said = set(words(" ".join(quoted) or re.sub(r"#\d+", " ", statement)))
         if found := said - (FILLER - wanted):
@@ -1521,20 +1652,23 @@ def parse(gold: dict, answer: str):
         return words(said(answer)) or None
     answer = answer[-TAIL:]
     if kind == "choice":
-        same = [c for c in gold["choices"] if plain(c).strip(" .") == plain(answer).strip(" .")]
-        return same[0] if same else verdict(answer, lambda s: find_choice(s, gold["choices"]))
+        ways = gold["choices"]
+        same = [c for c in ways if plain(c).strip(" .") == plain(answer).strip(" .")]
+        back = not re.search(DENIAL, plain(" ".join(ways)))  # else a "no" may be the answer
+        return same[0] if same else verdict(answer, lambda s: find_choice(s, ways, back), back)
     if kind == "span":
         named = "clip" in value
         found = verdict(answer, lambda s: find_span(s, named))
         if found or re.search(HEDGE, plain(answer)):
             return found
-        whole, _ = find_span(plain(answer), named)  # the clip in one sentence, its times in another
+        answer = ", ".join(statements(plain(answer)))  # a clip in one of them, times in another
+        whole, _ = find_span(answer, named)
         return whole[0] if whole else None
     if kind == "keywords":
         return find_keywords(answer, value)
     if kind == "text":  # a caption, or whatever else, may come after what led to it
         return terms(re.split(r"(?i)\banswer(?: is)?:", answer)[-1]) or None
-    return verdict(answer, FINDERS[kind])
+    return verdict(answer, FINDERS[kind], back=kind != "yesno")
 
 
 def score(gold: dict, answer: str) -> float | None:
@@ -1627,15 +1761,16 @@ def chance(example: dict) -> float:
 ROW = {"id": str, "task": str, "skill": str, "source": str, "licences": [str], "meta": dict}
 ASKED = {"question": str, "answer": str, "gold": dict}  # in ours, but for those of several turns
 ROW_KNOWN = {"choices": [str], "gold": dict}
-TIMES = [(str, float, float)]  # what, from, to
+INTERVALS = [(str, float, float)]  # what, from, to
 CORPUS = {
     "id": str, "path": str, "corpus": str, "split": {"train", "dev", "test"}, "duration": float,
     "licence": str,
 }  # fmt: skip
 CORPUS_KNOWN = {
-    "speaker": str, "transcript": str, "captions": [str], "labels": [str], "events": TIMES,
-    "emotion": str, "music": dict, "quality": dict, "dialogue": {"id": str, "turn": int},
-    "order": {"group": str, "index": int}, "words": TIMES, "phones": TIMES,
+    "speaker": str, "transcript": str, "captions": [str], "labels": [str],
+    "events": INTERVALS, "emotion": str, "music": dict, "quality": dict,
+    "dialogue": {"id": str, "turn": int}, "order": {"group": str, "index": int},
+    "words": INTERVALS, "phones": INTERVALS,
     "voice": {"f0": float, "tract": float, "rate": float, "breath": float},
 }  # fmt: skip
 GOLDS = {  # the shape of a gold's value, by its type
@@ -1648,8 +1783,7 @@ SPEAKERS = {  # AF3 and LLaMA-Factory name them otherwise
     "system": "system",
 }  # fmt: skip
 BLOCK = 1 << 16  # characters of a JSON array read at a time
-RECENT = 1 << 16  # ids that are not yet sorted in
-LONGEST = 1 << 26  # characters of one row; what is longer is a damaged array
+LONGEST = 1 << 24  # characters of one row; what is longer is damaged
 
 
 def stop(mistake: BadInput):
@@ -1668,15 +1802,25 @@ def read_corpus(path, refuse=stop):
     yield from checked(path, refuse, lambda row, name: as_corpus(row, Path(path).parent))
 
 
+def disk_table(columns: str):
+    """An empty table `it`, in memory while it is small, then in a file that goes with it. Who
+    reads on may be another thread than who began."""
+    table = sqlite3.connect("", check_same_thread=False)
+    table.execute(f"create table it ({columns})")
+    return table
+
+
 def checked(path, refuse, check):
-    seen_before = duplicates()
+    seen = disk_table("id blob primary key")
     for number, row in read_values(path, refuse):
         where = f"{path}: row {number}"
         try:
             expect(isinstance(row, dict), "row", "an object", f"{row!r:.80}")
             where += f" ({row['id']})" if isinstance(row.get("id"), str) else ""
             row = check(row, f"{Path(path).stem}-{number}")
-            expect(not seen_before(row["id"]), "id", "one of its own", "a duplicate")
+            id = row["id"].encode("utf-8", "surrogatepass")  # JSON can hold half a character
+            fresh = seen.execute("insert or ignore into it values (?)", (id,)).rowcount
+            expect(fresh, "id", "one of its own", "a duplicate")
         except BadInput as mistake:
             refuse(BadInput(f"{where}: {mistake}"))
             continue
@@ -1693,8 +1837,10 @@ def read_values(path, refuse):
                 yield from read_array(path, io.TextIOWrapper(file, "utf-8-sig"))
                 return
             file.seek(0)
-            for number, line in enumerate(file, 1):
+            for number, line in lines_of(file):
                 try:
+                    if line is None:
+                        raise ValueError(f"a line of more than {LONGEST} bytes")
                     value = json.loads(line.removeprefix(codecs.BOM_UTF8)) if line.strip() else None
                 except (ValueError, RecursionError) as error:
                     refuse(BadInput(f"{path}: row {number}: expected JSON, found {error}"))
@@ -1705,6 +1851,20 @@ def read_values(path, refuse):
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8, found {error}") from None
+
+
+def lines_of(file):
+    """(number, line) of a binary file; None in place of a line longer than LONGEST, which never
+    lies in memory whole."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST)
+        if not line:
+            return
+        whole = len(line) < LONGEST or line.endswith(b"\n")
+        yield number, line if whole else None
+        while not whole:
+            line = file.readline(LONGEST)
+            whole = not line or line.endswith(b"\n")
 
 
 def read_array(path, file):
@@ -1728,28 +1888,6 @@ def read_array(path, file):
         number, text = number + 1, rest.removeprefix(",").lstrip()
     rest = text[1:] + file.read(BLOCK)
     expect(not rest.strip(), path, "the end behind its JSON array", f"{rest!r:.60}")
-
-
-def duplicates():
-    """A function that tells whether an id came before. It keeps eight bytes of each: those of the
-    last ones in a set, the others sorted in one array. That two of a billion ids share theirs has
-    a chance of 3 %, of a million one in 30 million."""
-    old, new = np.zeros(0, np.uint64), set()
-
-    def seen_before(id) -> bool:
-        nonlocal old
-        digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        key = int.from_bytes(digest, "big")
-        place = int(np.searchsorted(old, np.uint64(key)))
-        if key in new or (place < len(old) and int(old[place]) == key):
-            return True
-        new.add(key)
-        if len(new) == RECENT:
-            old = np.sort(np.concatenate([old, np.fromiter(new, np.uint64)]))
-            new.clear()
-        return False
-
-    return seen_before
 
 
 def as_corpus(row: dict, root) -> dict:
@@ -1864,7 +2002,7 @@ def from_foreign(row: dict, name: str) -> dict:
 # The network. Whatever goes over HTTP, to a hub, a language model or a speech server, goes through
 # request(): it waits and tries again where that can help, and no message of it shows a key.
 
-TRIES = 6
+ATTEMPTS = 6
 PAUSE = 1.0  # seconds before the second try, and twice as long before each one after it
 LONGEST_PAUSE = 300.0  # whatever a server asks for
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next byte
@@ -1889,7 +2027,7 @@ def request(
     where = masked(url)
     fine = token is None or re.fullmatch(r"[!-~]+", token)
     expect(fine, f"{where}: token", "printable characters without spaces", "others")
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         asked = ""
         try:
             response = send(method, url, body, token, headers, timeout)
@@ -1897,11 +2035,11 @@ def request(
             if status // 100 == 2:
                 return response if stream else read_body(where, response, limit)
             refused = refusal(where, response, token)
-            again = status in (408, 409, 425, 429) or status >= 500
+            again = status in (408, 409, 425, 429) or (status >= 500 and status != 501)
         except (requests.RequestException, ValueError) as error:
             refused = Refused(f"{where}: {masked(error, token)}")
             again = not isinstance(error, ValueError)  # an address that is none stays none
-        if not again or attempt == TRIES - 1:
+        if not again or attempt == ATTEMPTS - 1:
             raise refused
         note(f"{refused}; trying again")
         pause(attempt, asked)
@@ -1933,7 +2071,8 @@ def send(method, url, body, token, headers, timeout):
             auth=sign if token and urlsplit(url)[:2] == home else None, allow_redirects=False,
         )  # fmt: skip
         target = response.headers.get("Location")
-        if response.status_code not in (301, 302, 303, 307, 308) or not target or method != "GET":
+        moved = response.status_code in (301, 302, 303, 307, 308) and target
+        if not moved or method not in ("GET", "HEAD"):
             return response
         response.close()
         url = urljoin(url, target)
@@ -1992,20 +2131,24 @@ def pause(attempt, asked=""):
     time.sleep(min(max(wait, PAUSE), LONGEST_PAUSE) * random.uniform(1, 1.25))
 
 
-def progress(label, total, done=0, unit="MB", scale=1e6):
-    """A function to be told how much more is done; it keeps one line on a terminal up to date."""
+def progress(label, total=None, done=0, unit="MB", scale=1e6):
+    """A function to be told how much more is done; it keeps one line on a terminal up to date.
+    Without a total, nobody knows how much there will be."""
     start, begun, shown = time.monotonic(), done, 0.0
 
     def show(more):
         nonlocal done, shown
         done, now = done + more, time.monotonic()
-        if not sys.stderr.isatty() or (now - shown < 0.2 and done < total):
+        ended = total is not None and done >= total
+        if not sys.stderr.isatty() or (now - shown < 0.2 and not ended):
             return
         shown, rate = now, (done - begun) / max(now - start, 1e-3)
-        left = f"{max(0, total - done) / rate / 60:.0f} min left" if rate else ""
-        line = f"{label}: {done / scale:.0f} of {total / scale:.0f} {unit}"
-        line = clean(f"{line}, {rate / scale:.1f} {unit}/s, {left}")
-        print(f"\x1b[K{line}", end="\n" if done >= total else "\r", file=sys.stderr, flush=True)
+        of = left = ""
+        if total is not None:
+            of = f" of {total / scale:.0f}"
+            left = f", {max(0, total - done) / rate / 60:.0f} min left" if rate else ""
+        line = clean(f"{label}: {done / scale:.0f}{of} {unit}, {rate / scale:.1f} {unit}/s{left}")
+        print(f"\x1b[K{line}", end="\n" if ended else "\r", file=sys.stderr, flush=True)
 
     return show
 
@@ -2023,7 +2166,7 @@ def download(url, path, size=None, digest=None, token=None, show=None):
     for _ in range(2):  # anew, once, if what was held or came turns out to be wrong
         part.touch()
         try:
-            fault = file_fault(part, fill(part, url, size, token, show), digest)
+            fault = file_fault(part, fill_part(part, url, size, token, show), digest)
         except Refused as refused:
             if refused.status != 416:
                 raise
@@ -2036,7 +2179,7 @@ def download(url, path, size=None, digest=None, token=None, show=None):
     raise BadInput(f"{masked(url)}: wrong twice: {fault}")
 
 
-def fill(part, url, size, token, show) -> int | None:
+def fill_part(part, url, size, token, show) -> int | None:
     """Append what is missing, however often the connection breaks, as long as more arrives. The
     size is returned, since it may be the server that knows it."""
     where, failed = masked(url), 0
@@ -2054,7 +2197,7 @@ def fill(part, url, size, token, show) -> int | None:
         except requests.RequestException as error:
             note(f"{where}: {masked(error, token)}; going on")
         failed = 0 if size_of(part) > held else failed + 1
-        expect(failed < TRIES, part, f"{size} bytes", f"{held}, and no more come")
+        expect(failed < ATTEMPTS, part, f"{size} bytes", f"{held}, and no more come")
         if size is None or size_of(part) < size:
             pause(failed)
     return size
@@ -2087,6 +2230,20 @@ def append(part, response, held, whole, show):
                 show(len(new))
             if file.tell() == whole:
                 return
+
+
+def size_at(url) -> int | None:
+    """The size of the file at `url`, where the server tells it: some know no HEAD, or do not know
+    how long what they send will be."""
+    try:
+        identity = {"Accept-Encoding": "identity"}
+        with request("HEAD", url, headers=identity, stream=True) as response:
+            said = response.headers.get("Content-Length", "")
+    except Refused as refused:
+        if refused.status not in (400, 403, 405, 501):
+            raise
+        return None
+    return int(said) or None if re.fullmatch("[0-9]+", said) else None
 
 
 def size_of(path) -> int:
@@ -2355,28 +2512,21 @@ HF_TOKEN in the environment opens gated repositories; HF_ENDPOINT is another def
 # Whatever grows with a corpus lies in a table on disk: AudioSet alone has two million clips.
 
 AUDIO = re.compile(r"\.(wav|flac|mp3|ogg)$", re.IGNORECASE)
-SPLITS = {  # what corpora call their splits, and we
+PART_SPLITS = {  # what corpora call their splits, and we
     "train": "train", "development": "train", "dev": "dev", "val": "dev", "validation": "dev",
     "test": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 
 
-def split_of(group: str) -> str:
-    """For a corpus without a test split: one of ten groups is test, one dev, the same for ever. A
-    group is what must not be torn apart: an artist, a source recording."""
-    tenth = int.from_bytes(hashlib.sha256(group.encode(errors="replace")).digest(), "big") % 10
-    return {0: "test", 1: "dev"}.get(tenth, "train")
+def split_by_group(group: str, splits=("test", "dev", *("train",) * 8)) -> str:
+    """For a corpus without a test split: of ten groups one is test, one dev, the same for ever. A
+    group is what must not be torn apart: a speaker, an artist, a source recording."""
+    number = int.from_bytes(hashlib.sha256(group.encode(errors="replace")).digest(), "big")
+    return splits[number % len(splits)]
 
 
 def clip_row(id, path, part, **known) -> dict:
-    return {"id": clean(str(id)), "path": path, "split": SPLITS.get(part), **known}
-
-
-def disk_table(columns: str):
-    """An empty table `it`, in memory while it is small, then in a file that goes with it."""
-    table = sqlite3.connect("")
-    table.execute(f"create table it ({columns})")
-    return table
+    return {"id": clean(str(id)), "path": path, "split": PART_SPLITS.get(part), **known}
 
 
 def stem(name: str) -> str:
@@ -2407,7 +2557,7 @@ def index_audio(root):
     return find
 
 
-def locate(root, *names) -> list[Path]:
+def find_files(root, *names) -> list[Path]:
     """Files of these names (or patterns) under the root or up to three folders below: archives
     differ in how deep they put things."""
     depths = ("", "*/", "*/*/", "*/*/*/")
@@ -2416,7 +2566,7 @@ def locate(root, *names) -> list[Path]:
 
 def part_of(file: Path):
     """The part of its corpus that a file is about, by its name: "eval" of eval_segments.csv."""
-    return next((word for word in re.findall("[a-z]+", file.stem) if word in SPLITS), None)
+    return next((word for word in re.findall("[a-z]+", file.stem) if word in PART_SPLITS), None)
 
 
 def read_lines(path):
@@ -2424,19 +2574,22 @@ def read_lines(path):
     does not hold, Latin-1."""
     check_file(path)
     with open(path, "rb") as file:
-        for i, line in enumerate(file):
+        for number, line in lines_of(file):
+            if line is None:
+                most = f"at most {LONGEST} bytes"
+                raise BadInput(f"{path}: line {number}: expected {most}, found more")
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError:
                 text = line.decode("latin-1")
-            yield text.removeprefix("\ufeff") if i == 0 else text
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def read_tables(root, names, columns, header=True, tab=False, quotes=True):
     """Rows of csv or tsv files as {column: text}, with the `part` of the file. With a header,
     `columns` are those it has to have; without one (then lines with # are comments) they are all,
     in order. A short row is filled with "": whoever needs the rest finds it missing."""
-    for path in locate(root, *names):
+    for path in find_files(root, *names):
         lines = (line for line in read_lines(path) if header or line[0] != "#")
         style = {"delimiter": "\t" if tab else ",", "skipinitialspace": not tab}
         rows = csv.reader(lines, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, **style)
@@ -2455,16 +2608,6 @@ def read_tables(root, names, columns, header=True, tab=False, quotes=True):
                     yield {"part": part_of(path), **dict(zip(found, cells))}
         except csv.Error as error:
             raise BadInput(f"{path}: line {rows.line_num}: {error}") from None
-
-
-def read_json_lines(path):
-    """Objects, one a line; {} for a line that holds none, so that it can be counted."""
-    for line in filter(str.strip, read_lines(path)):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        yield row if isinstance(row, dict) else {}
 
 
 def grouped(rows, column):
@@ -2575,6 +2718,15 @@ def librispeech(root, find):
             yield clip_row(id, find(f"{chapter}/{id}"), part.split("-")[0], **about)
 
 
+def mini_librispeech(root, find):
+    """It has no test split: half of its dev speakers are test. None of those in train are, for
+    LibriSpeech trains on them too, and the two may be used together."""
+    for row in librispeech(root, find):
+        if row["split"] == "dev":
+            row["split"] = split_by_group(row["speaker"], ("dev", "test"))
+        yield row
+
+
 def common_voice(root, find):
     files = ["train.tsv", "dev.tsv", "test.tsv"]
     for row in read_tables(root, files, "client_id path sentence", tab=True, quotes=False):
@@ -2585,7 +2737,7 @@ def common_voice(root, find):
 def dipco(root, find):
     """Utterances at the close-talk microphones, as parts of a session's recording. The far-field
     devices each started at their own time, and hear everyone at once."""
-    for file in locate(root, "transcriptions/*/S*.json"):
+    for file in find_files(root, "transcriptions/*/S*.json"):
         part, session = file.parent.name, file.stem
         said = read_json(file)
         whole = isinstance(said, list) and all(isinstance(turn, dict) for turn in said)
@@ -2632,7 +2784,7 @@ def music4all(root, find):
         music["mode"] = {0: "minor", 1: "major"}.get(mode)
         music["language"] = row.get("lang")
         about = {"labels": [*row.get("genres", "").split(","), *row.get("tags", "").split(",")]}
-        part = split_of(row.get("artist") or row["id"])
+        part = split_by_group(row.get("artist") or row["id"])
         yield clip_row(row["id"], find(f"audios/{row['id']}"), part, **about, music=known(music))
 
 
@@ -2654,22 +2806,27 @@ COUNTED = re.compile(rf"(\S.*?) ({'|'.join(NUMBERS)}) times?(?: and |\.?$)")
 def picoaudio(root, find):
     """A mixture stands in one list with its true times, and perhaps in another with times that a
     language model made up from the counts: those are no events."""
-    rows = (
-        {
-            "name": stem("/".join(str(row.get("filepath", "")).split("/")[-2:])),
-            "part": part_of(file),
-            "timed": "" if "FromGpt" in file.name else str(row.get("onoffCaption", "")),
-            "counted": str(row.get("frequencyCaption", "")),
-        }
-        for file in locate(root, "meta_data/*.json")
-        for row in read_json_lines(file)
-    )
-    for group in grouped(rows, "name"):
+    files = find_files(root, "meta_data/*.json")
+    for group in grouped((row for file in files for row in picoaudio_rows(file)), "name"):
         timed = next((row["timed"] for row in group if row["timed"]), "")
         counted = [row["counted"] for row in group]
         events = timed_events(timed, counted)
         about = {"captions": [*counted, timed], "events": events, "labels": [e[0] for e in events]}
         yield clip_row(group[0]["name"], find(group[0]["name"]), group[0]["part"], **about)
+
+
+def picoaudio_rows(file):
+    """Its lines; one that is no object has no name, so that it is counted as damaged."""
+    damaged = []
+    for _, row in read_values(file, damaged.append):
+        row = row if isinstance(row, dict) else {}
+        yield {
+            "name": stem("/".join(str(row.get("filepath", "")).split("/")[-2:])),
+            "part": part_of(file),
+            "timed": "" if "FromGpt" in file.name else str(row.get("onoffCaption", "")),
+            "counted": str(row.get("frequencyCaption", "")),
+        }
+    yield from [{"name": "", "part": None, "timed": "", "counted": ""}] * len(damaged)
 
 
 def timed_events(timed: str, counted: list[str]) -> list:
@@ -2688,7 +2845,7 @@ def esc50(root, find):
     """Its folds are for cross-validation. Like UrbanSound8K's, its clips are cut from Freesound's
     recordings, whose number decides the split; so in both a recording is in the same one."""
     for row in read_tables(root, ["meta/esc50.csv"], "filename category esc10 src_file"):
-        path, part = find(f"audio/{row['filename']}"), split_of(row["src_file"])
+        path, part = find(f"audio/{row['filename']}"), split_by_group(row["src_file"])
         about = {"licence": "CC BY" if row["esc10"].lower() == "true" else "CC BY-NC"}
         about["labels"] = [row["category"].replace("_", " ")]
         yield clip_row(stem(row["filename"]), path, part, **about)
@@ -2699,7 +2856,7 @@ def urbansound8k(root, find):
     for row in read_tables(root, ["metadata/UrbanSound8K.csv"], columns):
         name, labels = row["slice_file_name"], [row["class"].replace("_", " ")]
         path = find(f"fold{row['fold']}/{name}")
-        yield clip_row(stem(name), path, split_of(row["fsid"]), labels=labels)
+        yield clip_row(stem(name), path, split_by_group(row["fsid"]), labels=labels)
 
 
 def vggsound(root, find):
@@ -2711,7 +2868,7 @@ def vggsound(root, find):
 def speech_commands(root, find):
     """The two lists name what is dev and test; all else is train. A speaker is a hash in the name,
     and the lists keep speakers apart."""
-    for tests in locate(root, "testing_list.txt"):
+    for tests in find_files(root, "testing_list.txt"):
         lists = {"dev": tests.with_name("validation_list.txt"), "test": tests}
         parts = {stem(line): part for part, file in lists.items() for line in read_lines(file)}
         spoken = tests.parent.glob("[!_.]*/[!.]*_nohash_*")  # not _background_noise_
@@ -2787,7 +2944,7 @@ CORPORA = {
         },
     ),
     "mini-librispeech": Corpus(
-        librispeech, "CC BY 4.0", "https://www.openslr.org/31", LIBRISPEECH, f"{OPENSLR}31/",
+        mini_librispeech, "CC BY 4.0", "https://www.openslr.org/31", LIBRISPEECH, f"{OPENSLR}31/",
         {"dev-clean-2.tar.gz": None, "train-clean-5.tar.gz": None},
     ),
     "common-voice": Corpus(
@@ -2858,6 +3015,7 @@ CORPORA = {
 
 MOST_UNPACKED = 1 << 40  # bytes
 MOST_RATIO = 100  # of unpacked to packed; sound has 1 to 3
+MOST_HEADER = 1 << 20  # bytes between two members of a tar; a long name has some hundred
 
 
 def fetch(name, root, parts):
@@ -2867,20 +3025,32 @@ def fetch(name, root, parts):
     expect(corpus.files, f"{name}: --download", "an open corpus", f"a gated one. {ask(name)}")
     wanted = [file for file in corpus.files if not parts or file.startswith(tuple(parts))]
     expect(wanted, f"{name}: --download", f"parts of {', '.join(corpus.files)}", parts)
-    for file in wanted:
-        path, done = root / file, root / f"{file}.unpacked"
-        if done.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download(corpus.base + file, path, digest=corpus.files[file])
+    wanted = [file for file in wanted if not (root / f"{file}.unpacked").exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    fetch_files(name, root, wanted)
+    for path in (root / file for file in wanted):
         if path.suffix == ".7z":
             by_hand.append(f"7z x -o{shlex.quote(str(root))} {shlex.quote(str(path))}")
         elif path.suffix in (".gz", ".tgz", ".zip"):
             unpack(path, root)
-            done.touch()
+            Path(f"{path}.unpacked").touch()
     if by_hand:
         print("\n".join(by_hand))
         raise BadInput(f"{name}: run the printed lines, then this one without --download")
+
+
+def fetch_files(name, root, wanted):
+    """Download those that are not there. A file has its name only since all of it had come, so
+    where no digest is published, being there is enough."""
+    base, digests, show = CORPORA[name].base, CORPORA[name].files, progress(f"{name}: checking")
+    lacking = [file for file in wanted if file_fault(root / file, None, digests[file], show)]
+    sizes = {file: size_at(base + file) for file in lacking}
+    held = sum(size_of(root / f"{file}.part") for file in lacking)
+    check_space(root, sum(filter(None, sizes.values())) - held)
+    show = progress(name, None if None in sizes.values() else sum(sizes.values()), held)
+    for file, size in sizes.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        download(base + file, root / file, size, digests[file], show=show)
 
 
 def ask(name) -> str:
@@ -2890,40 +3060,88 @@ def ask(name) -> str:
 
 
 def unpack(archive, folder):
-    """Unpack a tar or zip. Nothing in it may land outside of the folder, be a link or a device, or
-    grow without measure: the first such member is named and ends it."""
-    packed, total, name = os.path.getsize(archive), 0, "its list"
+    """Unpack a tar or zip, which is read through first: where a member is not what it may be, or
+    the disk has no place for all of them, nothing is unpacked."""
+    folder, total, held = Path(folder), 0, 0
+    show = progress(f"{archive}: looking through")
+    for path, size in members(archive):
+        total, held = total + size, held + min(size, size_of(folder / path))
+        show(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, total - held)
+    show = progress(f"{archive}: unpacking", total)
+    for _, size in members(archive, folder):
+        show(size)
+
+
+def members(archive, folder=None):
+    """(path, size) of each member, which is then unpacked if there is a folder. None may lead out
+    of it, be a link or a device, or make all grow without measure: that one is named."""
+    most, total, name = min(MOST_UNPACKED, MOST_RATIO * os.path.getsize(archive)), 0, "its list"
+    listed = zip_members if zipfile.is_zipfile(archive) else tar_members
     try:
-        for name, plain, size, extract in members(archive, folder):
+        for name, plain, size, extract in listed(archive):
             where, path = f"{archive}: {name}", str(PurePosixPath(name))  # "./a/" is "a"
             inside = path == "." or stays_inside(path)
             expect(inside, where, "a path inside of the archive", "one that leads out of it")
             expect(plain, where, "a file or a folder", "a link or a device")
-            total += size
-            fits = total <= min(MOST_UNPACKED, MOST_RATIO * packed)
+            total += max(size, 512)  # an empty file takes its place too
+            fits = total <= most
             expect(fits, where, f"at most {MOST_RATIO} times the packed size", f"{total} bytes")
-            extract()
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise BadInput(f"{archive}: {name}: cannot be unpacked ({error})") from None
-    except RuntimeError as error:  # a password is wanted, or a method that is not there
+            yield path, size
+            if folder:
+                extract(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        hint = "delete it, and --download brings it again"
+        raise BadInput(f"{archive}: {name}: cannot be unpacked ({error}); {hint}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a password is wanted
         raise BadInput(f"{archive}: {name}: cannot be unpacked ({error})") from None
 
 
-def members(archive, folder):
-    """(name, whether it is a file or folder, size, function to extract it)"""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for member in packed.infolist():
-                kind, extract = member.external_attr >> 16, partial(packed.extract, member, folder)
-                plain = stat.S_IFMT(kind) in (0, stat.S_IFREG, stat.S_IFDIR)
-                yield member.filename, plain, member.file_size, extract
-        return
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            extract = partial(packed.extract, member, folder, filter="data")
-            yield member.name, member.isfile() or member.isdir(), member.size, extract
-        while packed.fileobj.read(1 << 20):  # gzip's checksum stands behind the end of the tar
+def zip_members(archive):
+    """(name, whether it is a file or folder, size, function to extract it into a folder)"""
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            yield member.filename, plain, member.file_size, partial(packed.extract, member)
+
+
+def tar_members(archive):
+    """The same of a tar, packed by gzip or not, however many there are."""
+    with open(archive, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        tape = Tape(archive, gzip.GzipFile(fileobj=raw) if zipped else raw)
+        with tarfile.open(fileobj=tape, mode="r:") as packed:
+            while member := packed.next():
+                packed.members.clear()  # else it keeps them all
+                tape.left = math.inf
+                extract = partial(packed.extract, member, filter="data")
+                yield member.name, member.isfile() or member.isdir(), member.size, extract
+                tape.left = MOST_HEADER
+        while tape.file.read(1 << 20):  # gzip's checksum stands behind the end of the tar
             pass
+
+
+class Tape:
+    """A tar's bytes, of which few may be read between two members. Behind a header may lie more of
+    it (long names, comments, a map of holes), as much as it says; tarfile holds it all in memory,
+    and gzip packs 400 MB of nothing into one."""
+
+    def __init__(self, archive, file):
+        self.archive, self.file, self.left, self.name = archive, file, MOST_HEADER, "its list"
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size):
+        self.left -= size
+        if self.left < 0:
+            most = f"a header of at most {MOST_HEADER} bytes"
+            raise BadInput(f"{self.archive}: {self.name}: expected {most}, found more")
+        block = self.file.read(size)
+        if block[257:262] == b"ustar":  # a header, and it begins with a name
+            self.name = block[:100].split(b"\0")[0].decode(errors="replace")
+        return block
 
 
 # --- writing corpus.jsonl
@@ -2932,7 +3150,7 @@ SILENT = 1e-3  # a peak below -60 dB
 SHOWN = 5  # of each kind of trouble; --skipped lists them all
 
 
-def loudness(name, file, first=0, last=None) -> tuple[str, float, float]:
+def sound_of(name, file, first=0, last=None) -> tuple[str, float, float]:
     """(hash, peak, root mean square) of the decoded samples, a block at a time. The hash is of
     rate, channels and samples, so it is the same for a wav and its flac."""
     digest = hashlib.blake2b(f"{file.samplerate} {file.channels}".encode(), digest_size=16)
@@ -2959,7 +3177,7 @@ def measure(row: dict, hashed: bool) -> dict:
             expect(row["duration"] > 0, row["path"], "at least a millisecond", "less")
             if hashed:
                 last = None if end is None else round(end * file.samplerate)
-                heard = loudness(name, file, round(start * file.samplerate), last)
+                heard = sound_of(name, file, round(start * file.samplerate), last)
                 row |= {"hash": heard[0], "peak": round(heard[1], 6), "silent": heard[1] < SILENT}
     except BadInput as mistake:
         row["skip"] = "undecodable", str(mistake).removeprefix(f"{row['path']}: ")
@@ -2970,13 +3188,9 @@ def measured(rows, hashed, workers):
     """The same rows in the same order for any number of workers, a thousand at a time: a pool
     would take in all there are, and hold them."""
     work = partial(measure, hashed=hashed)
-    if workers == 1:
-        yield from map(work, rows)
-        return
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quiet) as pool:
+    with worker_map(workers, "spawn", chunksize=16) as spread:
         while batch := list(itertools.islice(rows, 1024)):
-            yield from pool.map(work, batch, chunksize=16)
+            yield from spread(work, batch)
 
 
 def vetted(rows, seen):
@@ -3015,13 +3229,12 @@ def write_corpus(args):
     expect(apart, f"--skipped {args.skipped}", "another file than --out", "the same")
     corpus, real = CORPORA[args.name], Path(os.path.realpath(root))
     seen = disk_table("id text primary key, split text, hash text")
-    skipped, clips, seconds, begun = Counter(), Counter(), 0.0, time.monotonic()
+    skipped, clips, seconds = Counter(), Counter(), 0.0
+    show = progress(args.name, unit="rows", scale=1)
     with written(args.skipped) if args.skipped else nullcontext() as log, written(out) as file:
         rows = vetted(corpus.read(real, index_audio(real)), seen)
-        for count, row in enumerate(measured(rows, args.hash, args.workers), 1):
-            if sys.stderr.isatty() and count % 1000 == 0:  # how many there will be, nobody knows
-                pace = f"{count / (time.monotonic() - begun):.0f}/s"
-                print(f"\r{args.name}: {count} rows, {pace}", end="\r", file=sys.stderr)
+        for row in measured(rows, args.hash, args.workers):
+            show(1)
             if "skip" in row:
                 reason, detail = row["skip"]
                 skipped[reason] += 1
@@ -3066,7 +3279,8 @@ CORPUS_HELP = f"""\
 example: python prepare.py corpus esc50 --root /data/esc50 --out esc50.jsonl --download
 
 A line of corpus.jsonl is a clip and what is known of it. Splits are the corpus's own; where it has
-no test split, whole groups (a speaker, a source recording) are drawn by a hash of their name.
+no test split, whole groups are drawn by a hash of their name: the source recordings of esc50 and
+urbansound8k, the artists of music4all, and of mini-librispeech half of the dev speakers.
 --download works for {", ".join(name for name, corpus in CORPORA.items() if corpus.files)}.
 
 What --root has to hold:
@@ -3101,7 +3315,7 @@ def add_corpus(commands):
 # Looking at one clip.
 
 SHADES = " ░▒▓█"
-DYNAMICS = 1.5  # of log_mel's units: what is 60 dB under the loudest is blank
+VISIBLE = 1.5  # of log_mel's units: what is 60 dB under the loudest is blank
 
 
 def picture(wave, width: int, height=16) -> list[str]:
@@ -3109,8 +3323,8 @@ def picture(wave, width: int, height=16) -> list[str]:
     windows = split_windows(wave, max_seconds=len(wave))  # all of it, however long
     mel = torch.cat([log_mel(w)[:, : n_frames(len(w))] for w in windows], dim=1)
     cells = F.adaptive_max_pool2d(mel[None], (height, width))[0].flip(0)
-    floor = max(float(cells.max()) - DYNAMICS, -1.4)  # -1.5 is digital silence
-    shades = ((cells - floor) / DYNAMICS).clamp(0, 1) * (len(SHADES) - 1)
+    floor = max(float(cells.max()) - VISIBLE, -1.4)  # -1.5 is digital silence
+    shades = ((cells - floor) / VISIBLE).clamp(0, 1) * (len(SHADES) - 1)
     return ["".join(SHADES[round(shade)] for shade in line) for line in shades.tolist()]
 
 
@@ -3120,7 +3334,7 @@ def show_clip(args):
     with open_audio(args.file) as (name, file):
         length = file.frames / file.samplerate
         kind = f"{file.format} {file.subtype}, {file.samplerate} Hz, {file.channels} channel(s)"
-        _, peak, power = loudness(name, file)
+        _, peak, power = sound_of(name, file)
     level = "silent"
     if peak:
         level = f"peak {20 * math.log10(peak):.1f} dBFS, RMS {20 * math.log10(power):.1f} dBFS"
@@ -3135,8 +3349,8 @@ def show_clip(args):
 def print_rows(file, corpus):
     """Every row of the corpus that is about this file; a long recording has many."""
     base, wanted, found = Path(corpus).parent, os.path.realpath(file), 0
-    for number, row in enumerate(read_json_lines(corpus), 1):
-        expect(row, f"{corpus}: row {number}", "a JSON object", "something else")
+    for number, row in read_values(corpus, stop):
+        expect(isinstance(row, dict), f"{corpus}: row {number}", "an object", f"{row!r:.80}")
         if os.path.realpath(base / str(row.get("path"))) == wanted:
             found += 1
             for name, value in row.items():

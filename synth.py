@@ -1,19 +1,33 @@
-"""Make what does not exist: a toy world of sounds, music and voices, and all that is known of it.
+"""Make what does not exist: sounds of which all is known, and questions that take several of them.
 
+    python synth.py                                                  a world and questions: data/toy
+    python synth.py --corpus clotho.jsonl libri.jsonl --out data/mine    questions on other clips
+    python synth.py --llm http://localhost:8000 --model gpt-oss-120b     written by a language model
+    python synth.py --recipe mallm                                   or jasco, or compa
+    torchrun --nproc-per-node 8 synth.py --train 1300000             eight parts, joined at the end
+    python synth.py show data/toy/bench.jsonl 17                     one item
     python synth.py world --out data/world --clips 9000 --seed 0     corpus.jsonl and its clips
     python synth.py world --out data/espeak --clips 900 --voice espeak
     python synth.py world --out data/served --clips 900 --tts http://localhost:8091 --model NAME
     python synth.py clips --out clips                                six short clips to try it on
 
-Nothing is recorded and nothing is downloaded: a sound is a row of numbers that a few generators
-read, so its times, counts, keys and voices are known exactly, and a question about it has one
-answer. Ideas, in this order:
+The first half makes sounds. Nothing is recorded and nothing is downloaded: a sound is a row of
+numbers that a few generators read, so its times, counts, keys and voices are known exactly.
   1. chance: a split owns slices of every range, so no number that between() draws for a test clip
      was drawn in training;
   2. three generators (tone, rush, patter) and a table of events; music is notes of the first;
   3. a voice: phones to formants to sound, frame by frame;
-  4. mixing, and what recordings suffer, each with its label and strength;
+  4. mixing, and what recordings suffer, each with its label, strength and unit;
   5. the world: clip i depends on (seed, i) and on nothing else.
+The second half makes questions, on these clips or on any others that a corpus.jsonl describes.
+  6. how things are put: every way of asking belongs to one split;
+  7. the shelf: the clips of a split, and an index of who has what;
+  8. the tasks: one function for each kind of question, from rows to a question with one answer;
+  9. recipes of other papers, whose clips are made for the item;
+  10. items: item i depends on (seed, i); its answer says what is heard, then the verdict, and is
+     scored like any other before it is written;
+  11. a language model as the writer, whose every word is checked;
+  12. files: chunks, workers, shards, and going on after a kill.
 """
 
 import fcntl
@@ -32,13 +46,11 @@ import time
 import zlib
 from array import array
 from collections import Counter, defaultdict, deque, namedtuple
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import groupby
-from multiprocessing import active_children, parent_process
 from pathlib import Path
-from threading import Lock, Thread, get_ident
+from threading import Lock, get_ident
 
 import numpy as np
 import soundfile
@@ -46,7 +58,7 @@ import soundfile
 from prepare import (
     RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, load_audio,
     load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
-    read_values, request, score, stop, tag_clips, warn, words, write_json,
+    read_values, request, score, stop, tag_clips, warn, words, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -922,21 +934,21 @@ def quantise(wave, bits, dice):
     return np.round(wave * levels) / levels
 
 
-DEGRADATIONS = {  # label: how, and the range of its strength
-    "noise": (add_noise, (0, 15)),  # dB of SNR
-    "clipping": (clip_peaks, (0.04, 0.2)),  # of the peak
-    "reverb": (reverberate, (0.5, 1.5)),  # seconds until it is 60 dB down
-    "echo": (add_echo, (0.13, 0.28)),  # seconds
-    "band limit": (limit_band, (700, 1500)),  # Hz
-    "dropouts": (drop_out, (0.2, 0.4)),  # of the time
-    "quantisation": (quantise, (2, 3.5)),  # bits
+DEGRADATIONS = {  # label: how, the range of its strength, and what that is counted in
+    "noise": (add_noise, (0, 15), "dB"),  # of SNR
+    "clipping": (clip_peaks, (0.04, 0.2), "of peak"),
+    "reverb": (reverberate, (0.5, 1.5), "s"),  # until it is 60 dB down
+    "echo": (add_echo, (0.13, 0.28), "s"),
+    "band limit": (limit_band, (700, 1500), "Hz"),
+    "dropouts": (drop_out, (0.2, 0.4), "share"),  # of the time in which there is sound
+    "quantisation": (quantise, (2, 3.5), "bits"),
 }
 
 
 def degrade(dice, wave, label) -> tuple[np.ndarray, dict]:
-    how, limits = DEGRADATIONS[label]
+    how, limits, unit = DEGRADATIONS[label]
     strength = round(dice.between(*limits), 3)
-    return how(wave, strength, dice), {"label": label, "strength": strength}
+    return how(wave, strength, dice), {"label": label, "strength": strength, "unit": unit}
 
 
 CLEAN = {"label": "clean"}
@@ -1032,7 +1044,8 @@ def sound_clip(dice, labels=None) -> tuple[np.ndarray, dict]:
     quality = CLEAN
     if dice.rng.random() < 0.6:
         snr = round(dice.between(0, 20), 2)
-        wave, quality = add_noise(wave, snr, dice), {"label": "noise", "strength": snr}
+        wave = add_noise(wave, snr, dice)
+        quality = {"label": "noise", "strength": snr, "unit": "dB"}
     captions = describe(events)
     labels = list(dict.fromkeys(label for label, _, _ in events))
     return at_level(dice, wave), {
@@ -1093,7 +1106,7 @@ def background_clip(dice, engine) -> tuple[np.ndarray, dict]:
         **known,
         "labels": ["speech", label],
         "events": sorted(known["events"] + events, key=lambda event: event[1]),
-        "quality": {"label": "background", "strength": snr},
+        "quality": {"label": "background", "strength": snr, "unit": "dB"},
     }
 
 
@@ -1185,11 +1198,9 @@ def shard_clips(shard, count) -> range:
 
 
 def write_rows(out, shard, rows):
-    path = rows_file(out, shard)
-    part = path.with_name(path.name + ".part")
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(path)
+    with written(rows_file(out, shard)) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_shard(out, count, seed, engine, shard) -> list[str]:
@@ -1235,7 +1246,7 @@ def is_written(out, count, shard) -> bool:
     return whole and all(file.exists() and file.stat().st_size > 0 for file in files)
 
 
-def unpack(out):
+def unpack_rows(out):
     """The rows of a corpus, by shard again, so that what it lacks can be found and made."""
     if not (out / "corpus.jsonl").exists():
         return
@@ -1261,41 +1272,24 @@ def open_world(out, settings):
             raise BadInput(f"{out}: {both}")
 
 
-def follow():
-    """A worker ends with whoever started it, kill -9 included, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait():
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
-
-
 def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     """Write the world, or what is missing of it; returns what a speech service did not deliver."""
     out = Path(out)
     voices = {"voice": engine.kind, "model": engine.model, "voices": engine.voices}
     open_world(out, {"clips": count, "seed": seed, **voices})
-    unpack(out)
+    unpack_rows(out)
     shards = range(-(-count // SHARD))
     todo = [shard for shard in shards if not is_written(out, count, shard)]
     ready = count - sum(len(shard_clips(shard, count)) for shard in todo)
     show = progress("world", count, ready, unit="clips", scale=1)
     job, missing = partial(write_shard, out, count, seed, engine), []
-    with ProcessPoolExecutor(workers, None, follow) if workers > 1 else nullcontext() as pool:
-        try:
-            for shard, lost in zip(todo, (pool.map if pool else map)(job, todo)):
-                missing += lost
-                show(len(shard_clips(shard, count)))
-        except BaseException:  # Ctrl-C too: nobody waits for what is under way
-            for worker in active_children():
-                worker.kill()
-            raise
-    with open(out / "corpus.jsonl.part", "w", encoding="utf-8") as corpus:
+    with worker_map(workers) as spread:
+        for shard, lost in zip(todo, spread(job, todo)):
+            missing += lost
+            show(len(shard_clips(shard, count)))
+    with written(out / "corpus.jsonl") as corpus:
         for shard in shards:
             corpus.write(rows_file(out, shard).read_text(encoding="utf-8"))
-    (out / "corpus.jsonl.part").replace(out / "corpus.jsonl")
     for shard in shards:
         rows_file(out, shard).unlink()
     return missing
@@ -1397,6 +1391,11 @@ class Miss(Exception):
 def need(holds):
     if not holds:
         raise Miss
+
+
+def pick(dice, options):
+    need(options)
+    return dice.pick(options)
 
 
 def kind_of(row) -> str:
@@ -1811,7 +1810,7 @@ def compare(shelf, dice, n, fate) -> Draft:
 def ranked(shelf, dice, n, fate, scales):
     usable = [name for name in scales if labels_of(shelf, name, n)]
     scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
-    scale, label = SCALES[scale_name], dice.pick(labels_of(shelf, scale_name, n))
+    scale, label = SCALES[scale_name], pick(dice, labels_of(shelf, scale_name, n))
     rows = shelf.draw(dice, ("scale", scale_name, label), n)
     values = [valued(scale, row, label) for row in rows]
     order = sorted(range(n), key=lambda i: values[i], reverse=most)
@@ -1841,7 +1840,7 @@ def difference(shelf, dice, n, fate) -> Draft:
     """What two clips that have something in common do not have in common."""
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
-    shared = dice.pick(list(features(first)))
+    shared = pick(dice, list(features(first)))
 
     def alike_in_part(row):
         return shared in features(row) and len(features(row)) <= 6
@@ -1861,7 +1860,7 @@ def difference(shelf, dice, n, fate) -> Draft:
 
 def odd_one(shelf, dice, n, fate) -> Draft:
     category = chosen(alike(shelf, n - 1), fate[1])
-    value = dice.pick(shelf.values("category", category, least=n - 1))
+    value = pick(dice, shelf.values("category", category, least=n - 1))
     rows = shelf.draw(dice, ("category", category, value), n - 1)
     other = shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
     odd = int(dice.rng.integers(n))
@@ -1887,7 +1886,7 @@ def neighbour(shelf, dice, category, value):
     if category == "voice" and value in shelf.pitches:
         place = shelf.voices.index(value)
         others = [v for v in shelf.voices[max(0, place - 3) : place + 4] if v != value]
-    return dice.pick(others)
+    return pick(dice, others)
 
 
 def classmates(thing) -> list[str]:
@@ -1903,7 +1902,7 @@ def decoy(shelf, dice, kind, thing) -> tuple:
     among those that hold something like it."""
     like = [other for other in classmates(thing) if (kind, other) in shelf.index]
     if like and dice.rng.random() < 0.5:
-        return kind, dice.pick(like)
+        return kind, pick(dice, like)
     return "kind", "sound" if kind == "label" else "speech"
 
 
@@ -1930,12 +1929,12 @@ def clearest(shelf, dice, n, fate) -> Draft:
     if fate[0] < 0.4:
         form, wanted = "clearest", "clean"
     else:
-        form, wanted = "impaired", dice.pick([label for label in labels if label != "clean"])
+        form, wanted = "impaired", pick(dice, [label for label in labels if label != "clean"])
     others = [label for label in labels if label != wanted]
     need(others and wanted in labels)
     rows = shelf.draw(dice, ("quality", wanted))
     for _ in range(n - 1):
-        rows += shelf.draw(dice, ("quality", dice.pick(others)), without=rows)
+        rows += shelf.draw(dice, ("quality", pick(dice, others)), without=rows)
     right, rows = rows[0], shuffled(dice, rows)
     says = {i: row["quality"]["label"] for i, row in enumerate(rows, 1)}
     place = place_of(rows, right)
@@ -1958,7 +1957,7 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
         pair[1:] = shelf.draw(dice, ("category", "voice", others[0]))
     rows = list(pair)
     for _ in range(n - 2):
-        speaker = dice.pick([*others[1:], first] if verdict == "no" else others)
+        speaker = pick(dice, [*others[1:], first] if verdict == "no" else others)
         rows += shelf.draw(dice, ("category", "voice", speaker), without=rows)
     rows = shuffled(dice, rows)
     a, b = sorted(place_of(rows, row) for row in pair)
@@ -1971,14 +1970,14 @@ def close_voices(shelf, dice, count, least=2) -> list[str]:
     """Some voice, of which there are at least so many clips, and others that are as near to its
     height as the corpus has them, where it knows."""
     need(len(shelf.voices) >= count)
-    first = dice.pick(shelf.values("category", "voice", least=least) or shelf.voices)
+    first = pick(dice, shelf.values("category", "voice", least=least) or shelf.voices)
     around, reach = shelf.voices, len(shelf.voices)
     if first in shelf.pitches:
         place, reach = shelf.voices.index(first), count + 1
         around = shelf.voices[max(0, place - reach) : place + reach + 1]
     voices = [first]
     for _ in range(50 * count):
-        voice = dice.pick(around)
+        voice = pick(dice, around)
         if len(voices) < count and voice not in voices:
             voices.append(voice)
     need(len(voices) == count)
@@ -2011,7 +2010,7 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     rows = shelf.draw(dice, ("category", "voice", first), 1 + (verdict == "yes"))
     asked = rows[0]
     while len(rows) < n:
-        rows += shelf.draw(dice, ("category", "voice", dice.pick(others)), without=rows)
+        rows += shelf.draw(dice, ("category", "voice", pick(dice, others)), without=rows)
     need(all(row["transcript"] != asked["transcript"] for row in rows[1:]))
     need(len(words(asked["transcript"])) <= 20)
     rows = shuffled(dice, rows)
@@ -2023,11 +2022,11 @@ def heard_again(shelf, dice, n, fate) -> Draft:
 
 def keyword(shelf, dice, n, fate) -> Draft:
     """The words that all clips share; each has others that it shares with clips elsewhere."""
-    word = dice.pick(shelf.values("word", least=max(LABEL_CLIPS, n)))
+    word = pick(dice, shelf.values("word", least=max(LABEL_CLIPS, n)))
     rows = shelf.draw(dice, ("word", word))
     also = [w for w in said_in(rows[0]) if w != word]
     if n > 2 and also:  # one more word in common, but not to all
-        more = ("word", dice.pick(also))
+        more = ("word", pick(dice, also))
         rows += shelf.draw(dice, more, 1, lambda row: word in said_in(row), rows)
     rows += shelf.draw(dice, ("word", word), n - len(rows), without=rows)
     shared = set.intersection(*(set(said_in(row)) for row in rows))
@@ -2047,12 +2046,12 @@ def bridge(shelf, dice, n, fate) -> Draft:
     """A claim that takes two clips to judge: one says who it is about, the other what is so. The
     claim is chosen before the verdict, from those that could have each of the three."""
     verdict = chosen(("yes", "no", "nei"), fate[0])
-    (kind, r1, r2), form = dice.pick(list(BRIDGES.items()))
+    (kind, r1, r2), form = pick(dice, list(BRIDGES.items()))
     start = shelf.draw(dice, ("fact", r1))[0]
     _, whom, what = fact_of(start)
     known = what if kind == "by" else whom  # what the claim says of whoever it is about
     firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
-    claimed = dice.pick(shelf.values("what", r2))
+    claimed = pick(dice, shelf.values("what", r2))
     pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
     for first in {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}.values():
         middle = fact_of(first)[1 if kind == "by" else 2]
@@ -2061,7 +2060,7 @@ def bridge(shelf, dice, n, fate) -> Draft:
         pairs["no"] += [(first, fact) for fact in about_it if fact[2] != claimed]
         pairs["nei"] += [(first, fact) for fact in elsewhere if fact[1] != middle]
     need(all(pairs.values()))
-    first, second = dice.pick(pairs[verdict])
+    first, second = pick(dice, pairs[verdict])
     middle = fact_of(first)[1 if kind == "by" else 2]
     rows = []
     for fact in (fact_of(first), second):
@@ -2074,7 +2073,9 @@ def bridge(shelf, dice, n, fate) -> Draft:
         return not tells_who and not (relation == r2 and whom == middle)
 
     for i in range(n - 2):
-        key = ("what", r2, claimed) if i == 0 and verdict == "no" else ("fact", dice.pick((r1, r2)))
+        key = (
+            ("what", r2, claimed) if i == 0 and verdict == "no" else ("fact", pick(dice, (r1, r2)))
+        )
         key = key if key in shelf.index else ("fact", r1)
         rows += shelf.draw(dice, key, 1, harmless, rows)
     rows = shuffled(dice, rows)
@@ -2093,7 +2094,7 @@ def facts_of(shelf, key) -> list:
 def exactly(shelf, dice, n, fate) -> Draft:
     """A claim about in how many of the clips something occurs."""
     verdict, wanted = chosen(YESNO, fate[0]), 1 + int(fate[2] * (n - 1))
-    there = wanted if verdict == "yes" else dice.pick([t for t in range(n + 1) if t != wanted])
+    there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
     thing, rows, says = with_and_without(shelf, dice, n, there)
     about = {"thing": thing, "number": number_word(wanted)}
     return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
@@ -2102,9 +2103,9 @@ def exactly(shelf, dice, n, fate) -> Draft:
 def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
     """A word or a sound, `there` clips that have it and the rest that have not."""
     choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
-    kind = dice.pick([kind for kind, values in choices.items() if values] or [None])
+    kind = pick(dice, [kind for kind, values in choices.items() if values] or [None])
     need(kind)
-    thing = dice.pick(choices[kind])
+    thing = pick(dice, choices[kind])
     rows = shelf.draw(dice, (kind, thing), there)
     for _ in range(n - there):
         rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
@@ -2153,7 +2154,7 @@ def supporters(shelf, dice, n, fate) -> Draft:
 
 def factual(shelf, dice, n, form, odd, answer) -> Draft:
     """All clips state the same, but for `odd` (0 or 1) of them."""
-    relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
+    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
     _, whom, what = fact_of(shelf.draw(dice, ("fact", relation))[0])
     same = (relation, whom, what)
     need(len({fact[2] for fact in facts_of(shelf, ("whom", relation, whom))}) > 1)
@@ -2170,10 +2171,10 @@ def same_words(shelf, dice, n, fate) -> Draft:
     """The same for corpora whose sentences come more than once, whatever they say. Who says
     something else says some of the same words, if anybody does."""
     verdict = chosen(YESNO, fate[0])
-    text = dice.pick(shelf.values("text", least=n))
+    text = pick(dice, shelf.values("text", least=n))
     rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
     if verdict == "no":
-        key = ("word", dice.pick(content(text) or [""]))
+        key = ("word", pick(dice, content(text) or [""]))
         key = key if len(shelf.index.get(key, ())) > 2 * n else ("length", len(text.split()))
         rows += shelf.draw(dice, key, 1, lambda row: words(row["transcript"]) != text.split())
     rows = shuffled(dice, rows)
@@ -2183,7 +2184,7 @@ def same_words(shelf, dice, n, fate) -> Draft:
 
 def needle_fact(shelf, dice, n, fate) -> Draft:
     """One clip says something of this kind: which one, or what."""
-    relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
+    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
     right = shelf.draw(dice, ("fact", relation))[0]
     _, whom, what = fact_of(right)
 
@@ -2219,7 +2220,7 @@ def needle_word(shelf, dice, n, fate) -> Draft:
 def all_same(shelf, dice, n, fate) -> Draft:
     verdict = chosen(YESNO, fate[0])
     category = chosen(alike(shelf, n), fate[1])
-    value = dice.pick(shelf.values("category", category, least=n))
+    value = pick(dice, shelf.values("category", category, least=n))
     rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
     if verdict == "no":
         rows += shelf.draw(dice, ("category", category, neighbour(shelf, dice, category, value)))
@@ -2237,7 +2238,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     else:
         values = shuffled(dice, values)[:kinds]
     rows = []
-    for value in [*values, *(dice.pick(values) for _ in range(n - kinds))]:
+    for value in [*values, *(pick(dice, values) for _ in range(n - kinds))]:
         rows += shelf.draw(dice, ("category", category, value), without=rows)
     rows, gold = shuffled(dice, rows), {"type": "count", "value": kinds}
     return about_category("kinds", category, rows, number_word(kinds), gold, range=[1, n])
@@ -2246,7 +2247,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
 def pair_same(shelf, dice, n, fate) -> Draft:
     need(n > 2)
     category = chosen([c for c in alike(shelf, 2, n - 1) if c != "voice"], fate[1])
-    value = dice.pick(shelf.values("category", category, least=2))
+    value = pick(dice, shelf.values("category", category, least=2))
     others = [other for other in shelf.values("category", category) if other != value]
     return paired(shelf, dice, category, [value, *shuffled(dice, others)[: n - 2]])
 
@@ -2284,7 +2285,7 @@ def when(shelf, dice, n, fate) -> Draft:
     choices = {kind: shelf.values(kind, least=LABEL_CLIPS) for kind in ("span", "timed")}
     key = "span" if choices["span"] and (fate[1] < 0.7 or not choices["timed"]) else "timed"
     need(choices[key])
-    thing = dice.pick(choices[key])
+    thing = pick(dice, choices[key])
     kind = "label" if key == "span" else "word"
     rows = right, *_ = shelf.draw(dice, (key, thing))
     for _ in range(n - 1):
@@ -2303,11 +2304,13 @@ def when(shelf, dice, n, fate) -> Draft:
 def total(shelf, dice, n, fate) -> Draft:
     """How often something is heard in all clips together: any number in 1..2n as likely."""
     wanted = 1 + int(fate[0] * 2 * n)
-    label = dice.pick([label for label in shelf.values("label") if most_times(shelf, label, n) > 1])
+    label = pick(
+        dice, [label for label in shelf.values("label") if most_times(shelf, label, n) > 1]
+    )
     most, counts, left = min(most_times(shelf, label, n), 2 * n - 1), [], wanted
     for more in reversed(range(n)):  # clips still to come
         fits = [c for c in range(most + 1) if 0 <= left - c <= most * more]
-        counts.append(dice.pick(fits))
+        counts.append(pick(dice, fits))
         left -= counts[-1]
     rows = []
     for count in counts:
@@ -2383,7 +2386,7 @@ def describe_each(shelf, dice, n, fate) -> Draft:
     kinds = shelf.values("kind", least=n)
     rows, facts, says = [], [], {}
     for i in range(1, n + 1):
-        rows += shelf.draw(dice, ("kind", dice.pick(kinds)), without=rows)
+        rows += shelf.draw(dice, ("kind", pick(dice, kinds)), without=rows)
         says[i], more = caption(rows[-1])
         facts += [fact for fact in more if fact not in facts]
     verdict = "; ".join(f"{audio(i)}: {text}" for i, text in says.items())
@@ -2418,7 +2421,7 @@ def contrast(shelf, dice, n, fate) -> Draft:
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     target = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
     own = features(target)
-    shared = dice.pick(list(own))
+    shared = pick(dice, list(own))
     rest = shelf.draw(dice, ("kind", kind), 1, lambda row: shared in features(row), [target])
     rest += shelf.draw(dice, ("kind", kind), n - 2, features, [target, *rest])
     others = {feature for row in rest for feature in features(row)}
@@ -2457,7 +2460,7 @@ def describe_one(shelf, dice, n, fate) -> Draft:
 
 def count_one(shelf, dice, n, fate) -> Draft:
     """None to three times, each as likely."""
-    label, times = dice.pick(countable(shelf)), int(fate[0] * 4)
+    label, times = pick(dice, countable(shelf)), int(fate[0] * 4)
     if times:
         row = shelf.draw(dice, ("times", label, times))[0]
     else:
@@ -2589,9 +2592,9 @@ def add_words(dice, text):
             if SORTS.get(word.removesuffix("s")) in ("animal", "object")
             and i and SORTS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
     if free and dice.rng.random() < 0.7:
-        colour, place = dice.pick(WORDS["colour"].split()), dice.pick(free)
+        colour, place = pick(dice, WORDS["colour"].split()), pick(dice, free)
         return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
-    later = dice.pick([word for word in LATER if word not in spoken_now])
+    later = pick(dice, [word for word in LATER if word not in spoken_now])
     return f"{text} {later}", later
 
 
@@ -2600,9 +2603,9 @@ def swap_word(dice, text):
     said = text.split()
     known = [i for i, word in enumerate(said) if word in SORTS]
     need(known)
-    place = dice.pick(known)
+    place = pick(dice, known)
     others = [w for w in WORDS[SORTS[said[place]]].split() if w not in said]
-    new = dice.pick(others)
+    new = pick(dice, others)
     return " ".join([*said[:place], new, *said[place + 1 :]]), said[place], new
 
 
@@ -2618,8 +2621,8 @@ def turn_round(text) -> str:
 def base_sentence(shelf, dice) -> str:
     """Of the sentences that were given, one of this split; or one of the world's."""
     if not shelf.sentences:
-        return write_script(dice, [dice.pick(SENTENCES)])[0]
-    return dice.pick(shelf.sentences)
+        return write_script(dice, [pick(dice, SENTENCES)])[0]
+    return pick(dice, shelf.sentences)
 
 
 def speech_pair(shelf, dice, n, fate) -> Draft:
@@ -2640,7 +2643,7 @@ def speech_pair(shelf, dice, n, fate) -> Draft:
     else:
         texts = [text, turn_round(text)]
         verdict, facts = "the same words in another order", [["same words"], ["another order"]]
-    speaker = dice.pick(speakers(shelf.engine, dice.split))
+    speaker = pick(dice, speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     return Draft("speech pair", {"edit": edit}, rows, says, verdict, text_gold(verdict, facts))
@@ -2749,13 +2752,13 @@ SCENES = [
 def scene_heard(shelf, dice, n, fate) -> Draft:
     """One clip with both. A scene belongs to one split, as a script does."""
     choices = [scene for scene in SCENES if split_of(scene.sentence) == dice.split]
-    told = dice.pick(choices)
+    told = pick(dice, choices)
     known = [
         v for v in shelf.values("category", "sound") if re.search(rf"\b({told.sound})", v.lower())
     ]
     need(known)
-    sound = shelf.draw(dice, ("category", "sound", dice.pick(known)))[0]
-    speech = spoken(shelf, dice, told.sentence, dice.pick(speakers(shelf.engine, dice.split)))
+    sound = shelf.draw(dice, ("category", "sound", pick(dice, known)))[0]
+    speech = spoken(shelf, dice, told.sentence, pick(dice, speakers(shelf.engine, dice.split)))
     wave, behind = speech["wave"], level(heard_in(shelf, sound))
     n = max(len(wave), len(behind))
     wave, behind = (np.pad(part, (0, n - len(part))) for part in (wave, behind))
@@ -3013,7 +3016,7 @@ def write_item(draft, dice, task, id) -> dict:
     """The draft in words: the question, and an answer that says what is heard before it judges."""
     n = len(draft.rows)
     question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
-    place = dice.pick(PLACES if n > 1 else PLACES[:2])
+    place = pick(dice, PLACES if n > 1 else PLACES[:2])
     markers = " ".join(f"<sound-{i}>" for i in range(1, n + 1))
     asked = place.format(question=question, clips=markers, n=number_word(n))
     answer = draft.verdict
@@ -4137,6 +4140,21 @@ class Writer:
             if not any(kinds for kinds in plan.get(task, {}).values()):
                 plan.setdefault(task, {})[n] = []
 
+    def spread(self, numbers):
+        """The lines of each item, in order, many at once under way and a few ahead."""
+        waiting = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for number in numbers:
+                    waiting.append(pool.submit(self.lines, number))
+                    if len(waiting) == 4 * self.threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
     def lines(self, i) -> list[str]:
         item = self.item(i)
         return [json.dumps(item, ensure_ascii=False) + "\n"] if item else []
@@ -4299,7 +4317,7 @@ def held_by(row) -> dict:
 
 
 def begin(settings, out) -> Counter:
-    """What a worker needs, once."""
+    """Take the shelf of these settings in hand, once in each process; what was left out of it."""
     global KEPT
     shelf, lost = open_shelf(settings, out)
     plan = plan_tasks(shelf, settings["split"], settings["tasks"], settings["clips"])
@@ -4307,14 +4325,11 @@ def begin(settings, out) -> Counter:
     return lost
 
 
-def begin_worker(settings, out):
-    follow()
-    begin(settings, out)
-
-
-def make_chunk(start) -> list[str]:
+def make_chunk(settings, out, start) -> list[str]:
     """The lines of items start .. start + CHUNK, those that came out."""
-    shelf, plan, settings = KEPT
+    if KEPT is None or KEPT[2] != settings:  # a worker that inherited none
+        begin(settings, out)
+    shelf, plan, _ = KEPT
     numbers = range(start, min(start + CHUNK, settings["last"]))
     items = (make_item(shelf, plan, settings, i) for i in numbers)
     return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
@@ -4337,18 +4352,12 @@ def write_questions(path, settings, workers, writer=None):
     counts, start = resume(part, settings["first"])
     total, done = settings["last"] - settings["first"], start - settings["first"]
     show = progress(path.name, total, done, unit="items", scale=1)
-    make, step, ready = make_chunk, CHUNK, (settings, out)
-    pool = ProcessPoolExecutor(workers, None, begin_worker, ready) if workers > 1 else None
-    if writer:  # who mostly waits for replies
-        make, step, workers, pool = (
-            writer.lines,
-            1,
-            writer.threads,
-            ThreadPoolExecutor(writer.threads),
-        )
+    step = 1 if writer else CHUNK
     starts = range(start, settings["last"], step)
-    with pool or nullcontext(), open(part, "ab") as file:
-        for number, lines in zip(starts, in_order(pool, make, starts, 4 * workers)):
+    with worker_map(1 if writer else workers) as spread, open(part, "ab") as file:
+        job = partial(make_chunk, settings, out)
+        made_lines = writer.spread(starts) if writer else spread(job, starts)
+        for number, lines in zip(starts, made_lines):
             file.write("".join(lines).encode())
             file.flush()
             counts.update(json.loads(line)["task"] for line in lines)
@@ -4361,24 +4370,6 @@ def write_questions(path, settings, workers, writer=None):
     print(clean(f"{path}: {counts.total()} items ({each}){told}; {rate:.0f} a second"))
     if writer:
         writer.report()
-
-
-def in_order(pool, job, inputs, ahead):
-    """map, but never are more than `ahead` results there before they are asked for."""
-    if not pool:
-        yield from map(job, inputs)
-        return
-    waiting, inputs = deque(), iter(inputs)
-    try:
-        while True:
-            for value in itertools.islice(inputs, ahead - len(waiting)):
-                waiting.append(pool.submit(job, value))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def fingerprint(settings) -> str:

@@ -7,11 +7,16 @@ stay in one split; what is left out is counted and named; and an archive that re
 folder is refused by the name of the member that does.
 """
 
+import gzip
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+import tracemalloc
 import zipfile
 from collections import defaultdict
 
@@ -20,7 +25,7 @@ import pytest
 import soundfile
 
 import prepare
-from prepare import BadInput, split_of, timed_events, unpack
+from prepare import BadInput, split_by_group, timed_events, unpack
 from tests.conftest import ROOT
 
 
@@ -75,7 +80,7 @@ def row(id, path, corpus, split, duration, licence, **known):
     return {**first, "duration": duration, "licence": licence, **known}
 
 
-# ---------------------------------------------------------------- the fourteen, row by row
+# ---------------------------------------------------------------- the sixteen, row by row
 
 
 def label_files(data):
@@ -225,6 +230,23 @@ def test_librispeech(name, data, convert):
     assert "skipped: 2 missing;" in out
 
 
+def test_mini_librispeech_has_a_test_split_of_whole_speakers(data, convert):
+    """Half of the dev speakers, each with all of his chapters; train is left as it is."""
+    for speaker in range(40):
+        for chapter in (7, 8):
+            part = "train-clean-5" if speaker < 20 else "dev-clean-2"
+            folder = data / f"LibriSpeech/{part}/{speaker}/{chapter}"
+            text(folder / f"{speaker}-{chapter}.trans.txt", f"{speaker}-{chapter}-0000 A\n")
+            sound(folder / f"{speaker}-{chapter}-0000.flac", 0.1)
+    splits = defaultdict(set)
+    for r in convert("mini-librispeech")[0]:
+        splits[int(r["speaker"])].add(r["split"])
+    assert len(splits) == 40 and all(len(found) == 1 for found in splits.values())
+    assert all(splits[speaker] == {"train"} for speaker in range(20))
+    found = [split for speaker in range(20, 40) for split in splits[speaker]]
+    assert found.count("test") + found.count("dev") == 20 and 5 < found.count("test") < 15
+
+
 def test_common_voice(data, convert):
     base = data / "cv-corpus-17.0-2024-03-15/de"
     old = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
@@ -331,7 +353,7 @@ def test_music4all(data, convert):
     sound(data / "audios/0009fF.wav", channels=2)
     sound(data / "audios/b.wav")
     rows, _, _ = convert("music4all")
-    split, licence = split_of("Queen"), "CC BY-NC-SA 4.0, research only"
+    split, licence = split_by_group("Queen"), "CC BY-NC-SA 4.0, research only"
     music = {"energy": 0.9, "valence": 0.5, "danceability": 0.3, "tempo": 119.9, "key": "C#"}
     assert rows == [
         row("0009fF", "audios/0009fF.wav", "music4all", split, 0.5, licence,
@@ -421,12 +443,12 @@ def test_esc50_and_urbansound8k_split_a_freesound_recording_alike(data, convert)
     urban, _, _ = convert("urbansound8k")
     assert len(esc) == 60 and len(urban) == 30
     assert esc[2] == row(
-        "1-1-A-0", "ESC-50-master/audio/1-1-A-0.wav", "esc50", split_of("1"), 0.1,
+        "1-1-A-0", "ESC-50-master/audio/1-1-A-0.wav", "esc50", split_by_group("1"), 0.1,
         "CC BY-NC", labels=["dog bark"],
     )  # fmt: skip
     assert esc[0]["licence"] == "CC BY"
     assert urban[1] == row(
-        "1-3-0-0", "UrbanSound8K/audio/fold2/1-3-0-0.wav", "urbansound8k", split_of("1"), 0.1,
+        "1-3-0-0", "UrbanSound8K/audio/fold2/1-3-0-0.wav", "urbansound8k", split_by_group("1"), 0.1,
         "CC BY-NC", labels=["dog bark"],
     )  # fmt: skip
     splits = defaultdict(set)
@@ -439,9 +461,9 @@ def test_esc50_and_urbansound8k_split_a_freesound_recording_alike(data, convert)
 
 
 def test_the_hash_that_splits_is_fair_and_the_same_for_ever():
-    found = [split_of(str(i)) for i in range(3000)]
+    found = [split_by_group(str(i)) for i in range(3000)]
     assert 240 < found.count("test") < 360 and 240 < found.count("dev") < 360
-    assert [split_of(group) for group in ("18", "2", "Queen")] == ["test", "dev", "train"]
+    assert [split_by_group(group) for group in ("18", "2", "Queen")] == ["test", "dev", "train"]
 
 
 def test_vggsound(data, convert):
@@ -515,6 +537,75 @@ def test_workers_and_places_change_nothing(data, convert, tmp_path, capsys):
     assert not list(elsewhere.rglob("*.part"))
 
 
+@pytest.fixture
+def working(data, tmp_path):
+    """The command with two workers, both of which wait for a clip that never comes: a pipe that
+    somebody has to write to. Its process, and a function to list its living children's ids."""
+    names = commands(data, 200)
+    pipes = [data / f"{names[i]}.wav" for i in (0, 16)]  # a worker gets sixteen clips at a time
+    for pipe in pipes:
+        pipe.unlink()
+        os.mkfifo(pipe)
+    words = ["corpus", "speech-commands", "--root", data, "--out", tmp_path / "c.jsonl"]
+    started = subprocess.Popen(
+        [sys.executable, ROOT / "prepare.py", *words, "--workers", "2"],
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def children():
+        listed = subprocess.run(["ps", "-eo", "sid=,pid=,stat="], capture_output=True, text=True)
+        rows = (line.split() for line in listed.stdout.splitlines())
+        ours = [int(pid) for sid, pid, state in rows if int(sid) == started.pid and state[0] != "Z"]
+        return [pid for pid in ours if pid != started.pid]
+
+    end, writers = time.monotonic() + 60, []
+    while len(writers) < len(pipes):
+        assert time.monotonic() < end and started.poll() is None
+        try:  # refused until somebody reads
+            writers.append(os.open(pipes[len(writers)], os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            time.sleep(0.05)
+    yield started, children
+    for writer in writers:
+        os.close(writer)
+    for pid in [started.pid, *children()]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    started.communicate()
+
+
+def soon_none(children) -> bool:
+    end = time.monotonic() + 20
+    while children() and time.monotonic() < end:
+        time.sleep(0.05)
+    return children() == []
+
+
+def test_workers_do_not_outlive_who_started_them(working):
+    started, children = working
+    assert len(children()) >= 2
+    started.kill()
+    assert soon_none(children)
+
+
+def test_ctrl_c_is_quiet_and_at_once(working, tmp_path):
+    started, children = working
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+    assert started.communicate(timeout=60)[1] == "" and started.returncode == 130
+    assert not list(tmp_path.glob("c.jsonl*")) and soon_none(children)
+
+
+def test_a_worker_that_is_killed_is_one_line(working, tmp_path):
+    started, children = working
+    os.kill(max(children()), signal.SIGKILL)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 2 and said.count("\n") == 1, said
+    assert "--workers 2: expected all of them to live, found one that was killed" in said
+    assert not (tmp_path / "c.jsonl").exists() and soon_none(children)
+
+
 def test_paths_hold_through_a_link(data, convert, tmp_path):
     commands(data, 4)
     (tmp_path / "deep/er").mkdir(parents=True)
@@ -561,7 +652,7 @@ def test_hash_is_of_the_sound_alone(tmp_path):
     for name, (samples, rate, subtype) in made.items():
         soundfile.write(tmp_path / name, samples, rate, subtype=subtype)
         with prepare.open_audio(tmp_path / name) as opened:
-            hashes[name] = prepare.loudness(*opened)[0]
+            hashes[name] = prepare.sound_of(*opened)[0]
     assert hashes["a.wav"] == hashes["b.flac"] == hashes["c.wav"]
     assert len(set(hashes.values())) == 4
 
@@ -655,7 +746,18 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
         with pytest.raises(BadInput) as found:
             run(*args)
         assert expected in str(found.value)
-    assert not (tmp_path / "c.jsonl").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # and no half of c.jsonl
+
+
+def test_a_line_without_end_is_not_held(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "LONGEST", 1 << 16)
+    text(data / "vggsound.csv", "aaaaaaaaaaa,1,dog,test\n" + "x" * (1 << 23))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="vggsound.csv: line 2: expected at most 65536 bytes"):
+        run("corpus", "vggsound", "--root", data, "--out", tmp_path / "c", "--workers", 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
 
 
 # ---------------------------------------------------------------- downloads and archives
@@ -725,7 +827,76 @@ def test_evil_archives_are_refused_by_the_members_name(kind, member, content, tm
         unpack(tmp_path / kind, tmp_path / "deep/into")
     assert f"{kind}: {member}: expected" in str(found.value)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert files <= {kind, "deep", "deep/into", "deep/into/good.txt"}
+    assert files == {kind, "deep", "deep/into"}  # nothing of it was unpacked
+
+
+def add_header(file, kind, content):
+    """A tar's header of that type, and the pieces of what is behind it."""
+    member = tarfile.TarInfo("much")
+    member.type, member.size = kind, sum(map(len, content))
+    file.write(member.tobuf(tarfile.USTAR_FORMAT))
+    written = sum(file.write(piece) for piece in content)
+    file.write(b"\0" * (-written % 512))
+
+
+MUCH = 64 << 20
+HEADERS = {  # kinds of headers, how many of them, and how much is in each
+    "a comment": (tarfile.XHDTYPE, 1, [b"%d comment=" % MUCH, b"x" * (MUCH - 18), b"\n"]),
+    "a comment for all": (tarfile.XGLTYPE, 1, [b"%d comment=" % MUCH, b"x" * (MUCH - 18), b"\n"]),
+    "a long name": (tarfile.GNUTYPE_LONGNAME, 1, [b"x" * MUCH]),
+    "a long link": (tarfile.GNUTYPE_LONGLINK, 1, [b"x" * MUCH]),
+    "long names one behind another": (tarfile.GNUTYPE_LONGNAME, 200, [b"x" * (1 << 16)]),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_stands_in_a_header_is_not_held(case, first, tmp_path):
+    kind, times, content = HEADERS[case]
+    good = tarfile.TarInfo("good.txt").tobuf()
+    with gzip.open(tmp_path / "x.tgz", "wb", 1) as file:
+        file.write(b"" if first else good)
+        for _ in range(times):
+            add_header(file, kind, content)
+        file.write(good + b"\0" * 1024)
+    tracemalloc.start()
+    with pytest.raises(BadInput) as found:
+        unpack(tmp_path / "x.tgz", tmp_path / "into")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = f"{tmp_path}/x.tgz: much: expected a header of at most {prepare.MOST_HEADER} bytes"
+    assert str(found.value) == f"{expected}, found more"
+    assert peak < 8 << 20 and not (tmp_path / "into").exists()
+
+
+def test_a_map_of_holes_is_not_held(tmp_path):
+    """GNU's sparse files: where there is something in them is a list of any length."""
+    with gzip.open(tmp_path / "x.tgz", "wb", 1) as file:
+        about = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+        records = [f" {name}={value}\n" for name, value in about.items()]
+        records = [f"{len(record) + 2}{record}".encode() for record in records]
+        add_header(file, tarfile.XHDTYPE, records)
+        add_header(file, tarfile.REGTYPE, [b"%d\n" % (MUCH // 4), b"1\n" * (MUCH // 2)])
+        file.write(b"\0" * 1024)
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="x.tgz: much: expected a header of at most"):
+        unpack(tmp_path / "x.tgz", tmp_path / "into")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_long_names_that_are_some_are_unpacked(tmp_path):
+    names = {"a" * 99 + "/" + "b" * 200 + f"{i}.txt": bytes([i]) for i in range(20)}
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / f"{form}.tar", "w", format=form) as archive:
+            for name, content in names.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        unpack(tmp_path / f"{form}.tar", tmp_path / str(form))
+        for name, content in names.items():
+            assert (tmp_path / str(form) / name).read_bytes() == content
 
 
 def test_damaged_archives_are_refused(tmp_path):
@@ -749,11 +920,12 @@ def served(tmp_path, monkeypatch):
     (tmp_path / "shelf").mkdir()
     asked = []
 
-    def download(url, path, digest=None):
+    def download(url, path, size, digest, show):
         asked.append((url, digest))
         path.write_bytes((tmp_path / "shelf" / url.rsplit("/", 1)[-1]).read_bytes())
 
-    monkeypatch.setattr(prepare, "download", download, raising=False)
+    monkeypatch.setattr(prepare, "download", download)
+    monkeypatch.setattr(prepare, "size_at", lambda url: None)
     return tmp_path / "shelf", asked
 
 
@@ -870,7 +1042,12 @@ def test_what_was_left_out_is_not_written_over_the_rows(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "text, named", [("not json\n", "row 1: expected a JSON object"), (None, "a corpus.jsonl")]
+    "text, named",
+    [
+        ("not json\n", "row 1: expected JSON"),
+        ("{}\n5\n", "row 2: expected an object, found 5"),
+        (None, "a corpus.jsonl"),
+    ],
 )
 def test_show_refuses_what_is_no_corpus(tmp_path, capsys, text, named):
     clip, corpus = tmp_path / "a.wav", tmp_path / "corpus.jsonl"

@@ -282,6 +282,18 @@ VERDICTS = [
     "Final answer: {}",
     "**{}**",
 ]
+DENIED = [
+    "Not {}.", "It is not {}.", "It isn't {}", "The answer is not {}.", "It cannot be {}.",
+    "It can't be {}", "It is certainly not {}.", "I don't think it is {}.", "I doubt it is {}",
+    "It is unlikely to be {}", "Anything but {}.", "all except {}", "Everything but {}", "Never {}",
+    "Any but {}", "other than {}", "{} is wrong", "{} is not it.", "{} can't be right.",
+    "{} would be incorrect", "{}, which is wrong", "{}. That is wrong.", "{}? No.", "{}?",
+    "{} (wrong)", "The wrong answer is {}", "Neither {}",
+]  # fmt: skip
+CORRECTED = [  # first the wrong value, then the right one
+    "Not {} but {}.", "It is not {}, it is {}.", "It can't be {}, so it is {}.", "{}? No. {}.",
+    "It isn't {}. It is {}", "{} is wrong, it is {}.", "{}. That is wrong. It is {}.",
+]  # fmt: skip
 FORMS = {"clip": ["audio {}", "Clip {}", "{}", "recording #{}", "<sound-{}>"]}
 WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -296,8 +308,9 @@ STYLES = ["audio {}: {}", "audio {} {}", "In clip {} there is a {}", "Audio {} h
 
 
 @st.composite
-def asked(draw):
-    """A gold, a right answer and a wrong one of the same form, verbose or not."""
+def asked(draw, verdicts=VERDICTS):
+    """A gold, a right answer and a wrong one of the same form, verbose or not. A verdict of two
+    places takes the other value first."""
     n = draw(st.integers(2, 5))
     kind = draw(st.sampled_from(["clip", "clips", "order", "count", "yesno", "choice", "span"]))
     other = None
@@ -340,15 +353,16 @@ def asked(draw):
         said = f"audio {clip}, {on} to {on + 2.0} s"
         late = f"audio {clip}, {on + 1.0} to {on + 5.0} s"
         other = draw(st.sampled_from([f"audio {clip % n + 1}, {on} to {on + 2.0} s", late]))
-    pattern = draw(st.sampled_from(VERDICTS))
+    pattern = draw(st.sampled_from(verdicts))
     facts = (
         ["sound"] * n
         if kind == "choice"
-        else draw(st.lists(st.sampled_from(EVENTS), min_size=n, max_size=n))
+        else draw(st.lists(st.sampled_from([*EVENTS, "cat but no dog"]), min_size=n, max_size=n))
     )
     lead = heard(facts, draw(st.sampled_from(STYLES))) + draw(st.sampled_from([". ", " : ", "\n"]))
     lead = draw(st.sampled_from(["", lead]))
-    return gold, lead + pattern.format(said), lead + pattern.format(other)
+    pairs = [(other, said), (said, other)] if pattern.count("{}") == 2 else [(said,), (other,)]
+    return gold, *(lead + pattern.format(*pair) for pair in pairs)
 
 
 @settings(deadline=None, max_examples=600)
@@ -357,6 +371,25 @@ def test_a_verbose_answer_scores_by_its_verdict(item):
     gold, right, wrong = item
     assert score(gold, right) == 1, (gold, right)
     assert score(gold, wrong) == 0, (gold, wrong)
+
+
+@settings(deadline=None, max_examples=600)
+@given(asked(DENIED))
+def test_no_way_to_deny_a_value_names_it(item):
+    gold, denied, _ = item
+    agreeing = ("That is wrong.", "which is wrong", "(wrong)", "? No.")
+    if gold["value"] == "no" and denied.endswith(agreeing):  # "No. That is wrong." is a plain no
+        return
+    assert score(gold, denied) in (0.0, None), (gold, denied)
+
+
+@settings(deadline=None, max_examples=600)
+@given(asked(CORRECTED))
+def test_what_stands_in_place_of_the_denied_counts(item):
+    gold, right, wrong = item
+    assert score(gold, wrong) in (0.0, None), (gold, wrong)
+    if gold["type"] != "yesno":  # what is not "no" need not be "yes"
+        assert score(gold, right) == 1, (gold, right)
 
 
 @settings(deadline=None, max_examples=300)
@@ -402,6 +435,19 @@ def test_a_model_that_never_stops_is_scored_in_time(text):
     for gold in ALL:
         score(gold, text)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("text", [
+    "the a that b is not ", "no clip but ", "every a b c ", "a, b c d or ", "clip 1, ", "n't like ",
+    "that which who not ", "yes is wrong ", "(no) ", "before 1 after ", "than unlike ", "a" * 4_000,
+    "12 or so too ", "can't be any but ", "no no", "not and ", "is the ", "1, 2 and ", "- : ; ,",
+])  # fmt: skip
+@pytest.mark.parametrize("end", ["not", "that is clip 2"])
+def test_nothing_that_is_nearly_a_denial_is_searched_forever(text, end):
+    """There is no clock here: a pattern that backtracks without end would not come back at all."""
+    text = (text * 4_000)[: 4_000 - len(end)] + end
+    for gold in ALL:
+        parse(gold, text)
 
 
 def test_no_order_of_the_options_changes_a_score():
@@ -459,20 +505,142 @@ def test_joined_clips_are_still_as_many():
         chance(VIEWS["text-only"](item))
 
 
-DENIALS = [  # what a hostile reader found: each names the gold and denies it
-    ({"type": "count", "value": 3}, "not 3"),
-    ({"type": "count", "value": 3}, "It isn't 3."),
-    ({"type": "count", "value": 3}, "3 is wrong"),
-    ({"type": "yesno", "value": "yes"}, "It is unlikely to be true."),
-    ({"type": "yesno", "value": "yes"}, "Neither clip supports the claim."),
-    ({"type": "choice", "value": "a dog", "choices": ["a dog", "a cat"]}, "There is no dog."),
-    ({"type": "choice", "value": "a dog", "choices": ["a dog", "a cat"]}, "Anything but a dog."),
-]
+THREE_OF = {"type": "count", "value": 3}
+SPAN_OF_ONE = {"type": "span", "value": {"on": 1.2, "off": 3.0}}
+DENIALS = [  # what hostile readers found: each names the gold, and denies it or leaves it open
+    (CLIP, [
+        "Clip 2 is definitely not the answer", "Clip 2, definitely not", "Rule out clip 2",
+        "clip 2: no", "All of the clips but the second", "With the exception of clip 2",
+        "There is no dog in clip 2", "Clip 2 does not contain the dog",
+        "Clip 2 is not louder than clip 1", "I'm not sure it's 2", "Clip 2 is the least likely",
+        "It was said to be clip 2, but that is wrong", "It isnt clip 2",
+        "Not clip 1, clip 2 or clip 3.", "It is not clips 1, 2", "Answer: none of 1, 2", "2, no",
+        "The clip that is not right is clip 2", "No way it is clip 2", "Wrong: clip 2",
+        "Clip 2 (not)", "I don't know whether it is clip 2", "It is not true that clip 2 is louder",
+        "It is false that it is 2",
+        "clip 2 -- not!", "The answer is clip 2. No, it isn't.", "Is it clip 2?",
+        "Clip 2 is wrong, it is clip 3",
+    ]),
+    (CLIPS, [
+        "Neither 1 nor 3", "Clips 1 and 3 are wrong", "Everything but 1 and 3", "1 and not 3",
+        "It can't be clips 1 and 3", "clips 1 and 3 do not match", "all except clips 1, 3",
+    ]),
+    (ORDER, [
+        "The order is not clip 2, clip 1, clip 3", "clip 2, clip 1, clip 3 is wrong", "not 2-1-3",
+        "The reverse of 2, 1, 3", "2, 1, 3 (wrong)", "clip 2, clip 1, clip 3, but reversed",
+        "Clip 2 does not come before clip 1, clip 3", "2 -> 1 -> 3 is not right", "2, 1, 3: no",
+    ]),
+    (COUNT, [
+        "There are not 12", "There aren't 12 barks", "The dog does not bark 12 times", "12, not",
+        "at least 12 in total", "a maximum of 12", "12 at most", "not 11 or 12", "double 12",
+        "12 is too many", "no more than 12", "all but 12", "It is not 12 in total", "12-ish",
+    ]),
+    (THREE_OF, ["not 3", "It isn't 3.", "3 is wrong", "neither 3 nor 4", "not exactly three"]),
+    (YES, [
+        "It is unlikely to be true.", "Neither clip supports the claim.", "No clip supports it",
+        "None of the clips supports the claim", "The claim is by no means true", "Partly true",
+        "It is not the case that the claim is true", "I see no reason to believe it is true",
+        "It is unclear whether it is true", "Rather than yes", '"Yes" is wrong.', "Is it true?",
+        "Yes, that is wrong.",
+    ]),
+    (NO, [
+        "Nothing contradicts it", "No clip contradicts it.", "I don't think it is false", "not no",
+        "It never contradicts the claim", "far from false", "No, there is not enough information.",
+        "False? No, true.",
+    ]),
+    (NEI, ["It is not unknown", "It isn't impossible to tell", "not not enough information"]),
+    (CHOICE, [
+        "There is no dog.", "Anything but a dog.", "Any animal but a dog", "Not B", "(B) is wrong",
+        "The dog is not heard", "It does not sound like a dog", "I cannot hear the dog", "B: wrong",
+        "not cat or dog", "Neither a siren, a cat nor a dog", "There is no sound of a dog",
+        "dog or something else", "I don't know whether it is a dog", "The dog can be ruled out",
+    ]),
+    ({**YES, "type": "choice", "value": "Yes", "choices": ["Yes", "No"]}, ["not yes"]),
+    (SPAN, [
+        "In audio 2, but not from 1.2 to 3.0 s", "audio 2, outside 1.2 to 3.0 s",
+        "There is no siren from 1.2 to 3.0 s in audio 2", "audio 2 is wrong, 1.2 to 3.0 s",
+        "audio 2. Not 1.2 to 3.0 s.", "audio 2, 1.2 to 3.0 s, is not right",
+    ]),
+    (SPAN_OF_ONE, ["not from 1.2 to 3.0 s", "1.2 to 3.0 s is wrong", "except 1.2 to 3.0 s"]),
+    (KEYWORDS, [
+        "no river and no stone", "neither river nor stone", "not river", "no river or stone",
+        "not river, not stone", "anything but river and stone", "without river and stone",
+        "river and stone are not mentioned", "They do not share river or stone",
+        'neither "river" nor "stone"', "river and stone? No.", "river, stone. That is wrong.",
+    ]),
+]  # fmt: skip
+NEIGHBOURS = [  # as near to a denial as what is right can be
+    (CLIP, [
+        "Clip 3 is wrong, it is clip 2", "It can't be clip 1 or 3: clip 2", "2 (not 1)", "2 not 1",
+        "There is no doubt that it is clip 2", "Nothing but clip 2", "None other than clip 2",
+        "Clip 2 is not like the others.", "Clip 2 doesn't fit with the others", "No, clip 2.",
+        "The one that doesn't belong is clip 2.", "The clip without a dog is the second one.",
+        "Clip 2 is the only one that does not have a dog.",
+        "Clip 2 is the odd one out: it has no dog", "The dog is in clip 2, not in clip 1 or 3.",
+        "Clip 1 is not louder, clip 2 is.", "All but clip 2 have a dog. The answer is clip 2",
+        "Is it clip 1? No. It is clip 2",
+        "Clip 1 has a dog, clip 2 does not, clip 3 does. So clip 2.", "Not only is clip 2 louder.",
+        "Clip 1: a dog\nClip 2: no dog\nAnswer: 2", "The louder one is clip 2", "Clip 2 is louder.",
+    ]),
+    (CLIPS, ["1 and 3, not 2", "All but clip 2: clips 1 and 3", "Clip 1, clip 3, but not clip 2"]),
+    (ORDER, [
+        "Not 1, 2, 3 but 2, 1, 3", "1, 2, 3 is wrong, the order is 2, 1, 3", "2, 1, 3, not 1, 2, 3",
+        "2, 1, 3 (not 1, 2, 3)", "clip 2, clip 1, clip 3, not clip 1, clip 2, clip 3",
+        "audio 1 no dog, audio 2 dog, audio 3 none : 2, 1, 3",
+    ]),
+    (COUNT, [
+        "not 11 but 12", "12 rather than 11", "12 (not 11)", "12 without a doubt", "12, not 11",
+        "It can't be 11, so 12", "12, no more and no less",
+    ]),
+    (YES, [
+        "It is not false but true", "Yes rather than no", "Nothing contradicts it, so yes",
+        "There is no doubt that it is true", "The dog does not bark and the claim is true",
+    ]),
+    (NO, ["That is wrong.", "No, that is wrong", "It is not true but false", "No. They are not."]),
+    (NEI, ["There isn't enough information", "There's not enough information to say yes or no"]),
+    (CHOICE, [
+        "The cat is wrong, it is a dog.", "B, not A.", "It is B and not A", "a dog, never a cat",
+        "dog, neither cat nor siren", "None other than a dog",
+        "It does not sound like a cat but a dog", "It can't be anything but a dog",
+        "a dog (not a cat)", "There is no cat, only a dog",
+    ]),
+    ({**NO, "type": "choice", "value": "No", "choices": ["Yes", "No"]}, [
+        "No, it is not.", "No. They are not.",
+    ]),
+    (SPAN, [
+        "Not audio 1 but audio 2, from 1.2 to 3.0 s", "audio 2, 1.2 to 3.0 s, not 4.0 to 5.0 s",
+        "Audio 1 has no siren. Audio 2, 1.2 to 3.0 s.",
+    ]),
+    (SPAN_OF_ONE, ["1.2 to 3.0 s, not 4.0 to 5.0 s", "Not 4.0 to 5.0 s but 1.2 to 3.0 s"]),
+    (KEYWORDS, [
+        "river, stone, not bird", "not bird but river and stone", "river and stone, nothing else",
+        "river, stone. Not bird.", "not only river but also stone",
+        "river and stone without a doubt", '"river" and "stone", not "bird"',
+    ]),
+    ({"type": "keywords", "value": ["no", "river"]}, ["no, river", "no river"]),
+    ({"type": "keywords", "value": ["save", "river"]}, ["save, river"]),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("gold, answer", DENIALS)
+def each(table):
+    return [(gold, answer) for gold, answers in table for answer in answers]
+
+
+@pytest.mark.parametrize("gold, answer", each(DENIALS))
 def test_what_is_denied_is_not_right(gold, answer):
-    assert score(gold, answer) in (0.0, None)
+    assert score(gold, answer) in (0.0, None), parse(gold, answer)
+
+
+@pytest.mark.parametrize("gold, answer", each(NEIGHBOURS))
+def test_what_stands_beside_a_denial_still_counts(gold, answer):
+    assert score(gold, answer) == 1.0, parse(gold, answer)
+
+
+def test_a_comparison_names_its_subject():
+    """The question is not known, so "quieter" may be what it asked for."""
+    assert score(CLIP, "Clip 2 is quieter than clip 1") == 1.0
+    assert score(CLIP, "Clip 1 is quieter than clip 2") == 0.0
+    assert score(CLIP, "Clip 1 is quieter than clip 2, so clip 2 is louder") != 0.0
 
 
 def test_a_transcript_is_right_word_by_word():

@@ -1,8 +1,10 @@
 """Downloading, against a server of the test's own that breaks off, lies, is busy, corrupts and
-redirects: the result is right or refused by name, and no good byte comes twice."""
+redirects: the result is right or refused by name, and no good byte comes twice. Weights first, then
+what is common to all requests, then the archives of corpora."""
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from functools import lru_cache
@@ -21,6 +24,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import save
 from tests.checkpoints import make_speaking
@@ -48,6 +52,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.files, self.replies, self.faults, self.log = {}, {}, {}, []
+        self.head = None  # or what answers to HEAD
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -72,6 +77,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
         self.do_GET()
+
+    def do_HEAD(self):
+        path = self.path.split("?")[0]
+        self.entry = SimpleNamespace(path=path, line=self.requestline, headers={}, sent=0)
+        self.server.log.append(self.entry)
+        if self.server.head:
+            return self.server.head(self)
+        size = {"Content-Length": len(self.server.files.get(path, b""))}
+        self.reply(200 if path in self.server.files else 404, **size)
 
     def do_GET(self):
         path = self.path.split("?")[0]
@@ -1004,6 +1018,147 @@ def test_an_archive_that_shrank_is_fetched_anew(server, faults, tmp_path):
     (tmp_path / "a.part").write_bytes(DATA + b"more")
     download(server.url + "/a", tmp_path / "a")
     assert contents(tmp_path) == {"a": DATA}
+
+
+# ------------------------------------------------------------------------------------------------
+# The files of a corpus. picoaudio's owners publish no digest of theirs.
+
+SYN = "data/multi_event_train/syn_1.wav"
+
+
+@lru_cache(maxsize=None)
+def picoaudio() -> dict[str, bytes]:
+    sound, packed = io.BytesIO(), io.BytesIO()
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.1, 0.1, 99_999), 16000, format="WAV")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(SYN, sound.getvalue())
+    line = json.dumps({"filepath": SYN, "onoffCaption": "a at 0-1"}).encode()
+    files = dict.fromkeys(prepare.CORPORA["picoaudio"].files, b"{}\n")
+    return {**files, "meta_data/train.json": line, "audio_data.zip": packed.getvalue()}
+
+
+@pytest.fixture
+def corpus(server, monkeypatch):
+    changed = prepare.CORPORA["picoaudio"]._replace(base=server.url + "/")
+    monkeypatch.setitem(prepare.CORPORA, "picoaudio", changed)
+    server.files = {f"/{name}": data for name, data in picoaudio().items()}
+    return server
+
+
+def bring(root, monkeypatch, *parts):
+    words = ("--root", root, "--out", root.parent / "c.jsonl", "--workers", 1, "--download")
+    run(monkeypatch, "corpus", "picoaudio", *words, *parts)
+
+
+def came_once(server):
+    return all(server.sent(f"/{name}") == len(data) for name, data in picoaudio().items())
+
+
+UNKNOWN = {  # what answers to HEAD, and whether the sizes are known then
+    "HEAD": None,
+    "no HEAD": status(405),
+    "a HEAD that is not implemented": status(501),
+    "a HEAD without a length": lambda handler: handler.send_response(200) or handler.end_headers(),
+    "a HEAD that says nothing": status(200),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_no_file_of_a_corpus_comes_twice(corpus, case, tmp_path, monkeypatch, capsys):
+    corpus.head = UNKNOWN[case]
+    root = tmp_path / "data"
+    bring(root, monkeypatch)
+    assert (root / SYN).is_file() and came_once(corpus)
+    assert len([entry for entry in corpus.log if entry.line.startswith("HEAD")]) == 6
+    asked = len(corpus.log)
+    bring(root, monkeypatch)
+    (root / "audio_data.zip").unlink()  # its space is wanted; it was unpacked
+    bring(root, monkeypatch)
+    assert len(corpus.log) == asked, "it knew what was there without asking"
+    (root / "meta_data/train.json").unlink()
+    bring(root, monkeypatch)
+    assert [entry.path for entry in corpus.log[asked:]] == ["/meta_data/train.json"] * 2
+
+
+def test_what_came_before_a_failure_does_not_come_again(corpus, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "data"
+    corpus.faults["/meta_data/train.json"] = [status(403)]
+    assert "403" in refuses(capsys, bring, root, monkeypatch)
+    held = corpus.sent("/audio_data.zip")
+    assert held == len(picoaudio()["audio_data.zip"])
+    (root / "audio_data.zip").rename(root / "audio_data.zip.part")  # killed before it had its name
+    bring(root, monkeypatch)
+    assert (root / SYN).is_file() and came_once(corpus)
+
+
+def test_a_damaged_archive_of_a_corpus_can_be_fetched_anew(corpus, tmp_path, monkeypatch, capsys):
+    root, name = tmp_path / "data", "/audio_data.zip"
+    corpus.files[name] = corpus.files[name][:-20]
+    line = refuses(capsys, bring, root, monkeypatch)
+    assert "audio_data.zip" in line and "delete it, and --download brings it again" in line
+    corpus.files[name] = picoaudio()[name[1:]]
+    (root / name[1:]).unlink()
+    bring(root, monkeypatch)
+    assert (root / SYN).is_file()
+
+
+def test_the_disk_is_asked_before_a_corpus_comes(corpus, tmp_path, monkeypatch, capsys):
+    root, held = tmp_path / "data", 100_000
+    root.mkdir()
+    (root / "audio_data.zip.part").write_bytes(picoaudio()["audio_data.zip"][:held])
+    packed = sum(map(len, picoaudio().values()))
+    with zipfile.ZipFile(io.BytesIO(picoaudio()["audio_data.zip"])) as archive:
+        unpacked = archive.getinfo(SYN).file_size
+
+    def leave(*free):
+        free = iter(free)
+        usage = lambda _: SimpleNamespace(free=next(free))  # noqa: E731
+        monkeypatch.setattr(prepare.shutil, "disk_usage", usage)
+
+    leave(packed - held - 1)
+    assert "free space" in refuses(capsys, bring, root, monkeypatch)
+    assert {entry.line.split()[0] for entry in corpus.log} == {"HEAD"}
+    leave(packed - held, unpacked - 1)
+    assert "free space" in refuses(capsys, bring, root, monkeypatch)
+    assert not (root / "data").exists(), "nothing was unpacked"
+    leave(0, unpacked)
+    bring(root, monkeypatch)
+    assert (root / SYN).is_file()
+
+
+def test_a_corpus_comes_with_a_line_of_progress(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    size = sum(map(len, picoaudio().values())) / 1e6
+    monkeypatch.setattr(prepare.sys, "argv", [])
+    bring(tmp_path / "data", monkeypatch)
+    lines = capsys.readouterr().err
+    assert f"picoaudio: {size:.0f} of {size:.0f} MB, " in lines
+    assert "audio_data.zip: looking through: 0 MB, " in lines
+    assert "audio_data.zip: unpacking: 0 of 0 MB, " in lines
+    assert "picoaudio: 1 rows, " in lines
+
+
+def test_progress_where_nobody_knows_the_end(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    corpus.head = status(405)
+    bring(tmp_path / "data", monkeypatch)
+    lines = capsys.readouterr().err
+    assert re.search(r"picoaudio: \d+ MB, \d", lines) and "picoaudio: 0 of" not in lines
+
+
+def test_a_size_is_asked_where_a_file_has_gone(server):
+    server.files["/there"] = DATA
+    server.replies["/here"] = b""
+    server.head = lambda handler: (
+        handler.reply(302, Location="/there")
+        if handler.path == "/here"
+        else handler.reply(200, **{"Content-Length": len(DATA)})
+    )
+    assert prepare.size_at(server.url + "/here") == len(DATA)
+    assert [entry.path for entry in server.log] == ["/here", "/there"]
+    server.head = status(404)
+    with pytest.raises(Refused, match="404"):
+        prepare.size_at(server.url + "/here")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -506,7 +506,8 @@ def test_a_degradation_does_what_its_label_says(label):
         clean, dice = sentence(i), Dice("test", 3, i)
         wave, quality = synth.degrade(dice, clean.copy(), label)
         low, high = DEGRADATIONS[label][1]
-        assert quality["label"] == label and low <= quality["strength"] <= high
+        assert quality["label"] == label and quality["unit"] == UNITS[label]
+        assert low <= quality["strength"] <= high
         assert len(wave) == len(clean) and wave.dtype == np.float32
         assert MEASURES[label](wave, quality["strength"])
         voiced = clean[: -int(0.3 * RATE)]
@@ -516,7 +517,7 @@ def test_a_degradation_does_what_its_label_says(label):
 
 def test_strengths_are_strengths():
     """Each unit, at two of its values."""
-    clean, how = sentence(1), {label: make for label, (make, _) in DEGRADATIONS.items()}
+    clean, how = sentence(1), {label: make for label, (make, *_) in DEGRADATIONS.items()}
 
     def done(label, strength):
         return how[label](clean.copy(), strength, Dice("train", 4))
@@ -670,6 +671,19 @@ def test_an_interrupted_run_is_finished_by_the_same_command(world, tmp_path):
     assert clip.stat().st_mtime_ns == before  # what was there was not made again
 
 
+def dies(out, count, seed, engine, shard):
+    """In place of write_shard: what a machine does that runs out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(synth, "write_shard", dies)
+    flags = ("--clips", COUNT, "--workers", 2, "--out", tmp_path / "w")
+    code, said = run(capsys, monkeypatch, "world", *flags)
+    assert code == 2 and said.count("\n") == 1
+    assert "--workers 2: expected all of them to live, found one that was killed" in said
+
+
 def test_a_lost_clip_comes_back(world, tmp_path):
     out = tmp_path / "w"
     shutil.copytree(world, out)
@@ -783,6 +797,10 @@ def record(**fields):
     )
 
 
+UNITS = {  # what each quality's strength is counted in, also in the table of degradations
+    "clean": None, "background": "dB", "noise": "dB", "clipping": "of peak", "reverb": "s",
+    "echo": "s", "band limit": "Hz", "dropouts": "share", "quantisation": "bits",
+}  # fmt: skip
 FIELDS = {  # what a row may hold; the first seven it must
     "id": text, "path": text, "corpus": one_of("world"), "split": one_of(*SPLITS),
     "duration": number(1, 3.3), "licence": text, "labels": texts, "speaker": text,
@@ -791,7 +809,7 @@ FIELDS = {  # what a row may hold; the first seven it must
     "music": record(tempo=number(60, 200), key=one_of(*synth.KEYS), mode=one_of("major", "minor"),
                     instrument=one_of(*synth.INSTRUMENTS), energy=number(0, 1),
                     dynamics=one_of("steady", "rising", "falling")),
-    "quality": record(label=one_of("clean", "background", *DEGRADATIONS), strength=number(0, 1500)),
+    "quality": record(label=one_of(*UNITS), strength=number(0, 1500), unit=text),
     "dialogue": record(id=text, turn=number(1, 4), speaker=one_of("A", "B")),
     "order": record(group=text, index=number(1, 5)),
     "voice": record(f0=number(80, 270), tract=number(12, 19), rate=number(0.8, 1.25),
@@ -807,7 +825,9 @@ def test_every_row_is_as_the_contract_says(world):
         assert set(row) <= set(FIELDS) and set(always) <= set(row)
         wrong = [field for field, value in row.items() if not FIELDS[field](value)]
         assert wrong == [], (row["id"], wrong)
-        assert ("strength" in row["quality"]) == (row["quality"]["label"] != "clean")
+        quality = row["quality"]
+        assert quality.get("unit") == UNITS[quality["label"]]
+        assert ("strength" in quality) == (quality["label"] != "clean")
         assert all(off <= row["duration"] for _, _, off in row.get("events", []))
         if "transcript" in row:
             for field in ("words", "phones", "voice", "speaker", "emotion"):
@@ -825,7 +845,7 @@ def test_all_kinds_and_splits_are_there(world):
     rows = read_rows(world)
     assert {row["split"] for row in rows} == set(SPLITS)
     qualities = {row["quality"]["label"] for row in rows}
-    assert qualities == {"clean", "background", *DEGRADATIONS}
+    assert qualities == {*UNITS} == {"clean", "background", *DEGRADATIONS}
     heard = {label for row in rows for label in row["labels"]}
     assert heard >= set(EVENTS) | set(synth.INSTRUMENTS) | {"speech", "music"}
 
