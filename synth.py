@@ -45,7 +45,7 @@ import tempfile
 import time
 import zlib
 from array import array
-from collections import Counter, defaultdict, deque, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import groupby
@@ -3982,7 +3982,7 @@ class Writer:
         self.url, self.model, self.engine = f"{base}/v1/chat/completions", model, engine
         self.key = os.environ.get("OPENAI_API_KEY") or None
         self.threads, self.pace, self.price = threads, 60 / per_minute if per_minute else 0, price
-        self.lock, self.free_at, self.plain = Lock(), 0.0, False
+        self.lock, self.free_at, self.plain, self.gone = Lock(), 0.0, False, None
         self.outcomes = defaultdict(Counter)  # prompt -> what became of its items
         self.new, self.old = Counter(), Counter()  # replies and tokens, now and in earlier runs
         self.places = {}  # hash of what was asked -> where the journal has the reply
@@ -4051,6 +4051,8 @@ class Writer:
             now = time.monotonic()
             turn = self.free_at = max(now, self.free_at + self.pace)
         time.sleep(turn - now)
+        if self.gone:  # another thread was told so
+            raise self.gone
         try:
             reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
         except Refused as refused:
@@ -4061,6 +4063,7 @@ class Writer:
                     warn(f"{self.model} takes no response_format: the prompt must do")
                     return self.keep(key, refused="response_format")
             if refused.status in HOPELESS or "insufficient_quota" in refused.reply:
+                self.gone = refused
                 raise
             warn(str(refused))
             raise Dropped(f"status {refused.status}") from None
@@ -4141,19 +4144,11 @@ class Writer:
                 plan.setdefault(task, {})[n] = []
 
     def spread(self, numbers):
-        """The lines of each item, in order, many at once under way and a few ahead."""
-        waiting = deque()
+        """The lines of each item, in order, however many are under way."""
+        numbers = iter(numbers)
         with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for number in numbers:
-                    waiting.append(pool.submit(self.lines, number))
-                    if len(waiting) == 4 * self.threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while some := list(itertools.islice(numbers, 100 * self.threads)):
+                yield from pool.map(self.lines, some)
 
     def lines(self, i) -> list[str]:
         item = self.item(i)
@@ -4193,7 +4188,7 @@ class Writer:
         except Miss:
             self.count(name, "corpus: nothing to tell of")
             return None
-        item["meta"] |= {"kind": name, "model": self.model}
+        item["meta"] |= {"kind": f"llm-{name}", "model": self.model}
         write_made(shelf, id, draft.rows)
         self.count(name, "accepted")
         return item
