@@ -3555,7 +3555,7 @@ def draft_entailment(shelf, dice, brief, reply):
 # names; what follows a clip's name is said of that clip.
 
 NEGATED = re.compile(r"\b(?:no|not|without|lacks?|lacking|absent|never|neither|nor)\b|n't\b")
-NUMERAL = re.compile(r"(?<![\w.#])(\d+(?:\.\d+)?)(?:\s*(s\b|sec))?|\b(once|twice)\b")
+NUMERAL = re.compile(r"(?<![\w.#])(\d+(?:\.\d+)?)(?:\s*(s\b|sec\w*))?|\b(once|twice)\b")
 EXTREMES = (  # how a question asks for the most or the least, of the times that a sound has
     (r"\b(?:most|highest|greatest|more)\b", max, lambda spans: len(spans)),
     (r"\b(?:fewest|least|lowest|less|fewer)\b", min, lambda spans: len(spans)),
@@ -3563,6 +3563,11 @@ EXTREMES = (  # how a question asks for the most or the least, of the times that
     (r"\bshort(?:est|er)\b", min, lambda spans: spans and min(off - on for on, off in spans)),
     (r"\b(?:earli(?:est|er)|first|soonest|sooner)\b", min, lambda spans: spans and spans[0][0]),
     (r"\b(?:latest|later)\b", max, lambda spans: spans and spans[0][0]),
+)
+SUPERLATIVES = set("most high great more few least low less long short earl first soon lat".split())
+TIMING = set(
+    "time interval span start begin end last occur happen number count frequenc second often many "
+    "until once twice".split()
 )
 RELATING = set(  # words that say how sounds and clips relate, and nothing that could be wrong
     "also any audio audios audible both clip clips compare compared comparing contain contains "
@@ -3591,6 +3596,10 @@ def by_clip(text) -> list[tuple]:
     if len({clip for clip, _ in said}) == 1:
         return [(said[0][0], before), *said]
     return [(0, before), *said]
+
+
+def clauses(text) -> list[str]:
+    return re.split(r"[,;.](?!\d)|\b(?:but|while|whereas|and)\b", text)
 
 
 def numbers_in(text) -> list[tuple]:
@@ -3666,17 +3675,24 @@ def faults_temporal(brief, question, answer):
     rows, said = brief.rows, by_clip(answer)
     asked = [label for label in all_sounds(rows) if mention(label, plain(question))]
     yield unless(asked, "question: it names no sound of these clips by its label")
+    known = known_words(rows) | TIMING
+    strange = strange_words(known | SUPERLATIVES, plain(question))
+    yield unless(not strange, f"question: {', '.join(strange)} cannot be looked up")
+    strange = strange_words(known | {stem(word) for word in words(question)}, plain(answer))
+    yield unless(not strange, f"sound: {', '.join(strange)} cannot be looked up")
     yield unless(verdict_of(answer) is None, "question: not one for yes or no")
     yield unless(named(answer), "reference: the answer names no clip")
     for i, text in said:
         there = [label for label in all_sounds(rows) if mention(label, text)]
         if i == 0:
-            fine = not there and not numbers_in(text)
-            yield unless(fine, "reference: name a clip before what it holds")
+            early = there or numbers_in(text)
+            yield unless(not early, "reference: name a clip before what it holds")
             continue
-        strange = [label for label in there if label not in sounds_of(rows[i - 1])]
-        fine = not strange or NEGATED.search(text) or ("0" in text and len(there) == 1)
-        yield unless(fine, f"sound: audio {i} does not hold {listed(strange)}")
+        for clause in clauses(text):
+            none = NEGATED.search(clause) or any(value == 0 for _, value, _ in numbers_in(clause))
+            strange = [label for label in there if label not in sounds_of(rows[i - 1])]
+            strange = [label for label in strange if not none and mention(label, clause)]
+            yield unless(not strange, f"sound: audio {i} does not hold {listed(strange)}")
         yield wrong_numbers(rows[i - 1], there or asked, text)
     told = any(numbers_in(text) for _, text in said)
     yield unless(told, "numbers: the answer says neither how often nor when")
@@ -3728,14 +3744,16 @@ def faults_difference(brief, question, answer):
     yield unless(len(told) > 1, "reference: the answer names fewer than two clips")
     for i, text in by_clip(answer):
         own = known_words([rows[i - 1]]) if i else set()
-        for clause in re.split(r"[,;.](?!\d)|\b(?:but|while|whereas|and)\b", text):
+        for clause in clauses(text):
             if NEGATED.search(clause):  # of what another clip has
                 missing = strange_words(known_words(rows), clause) or not strange_words(own, clause)
                 yield unless(not missing, f"sound: audio {i} does hold, or none, {clause:.60}")
                 continue
             strange = strange_words(own, clause)
             yield unless(not strange, f"sound: {', '.join(strange)} is not known of audio {i}")
-        yield wrong_numbers(rows[i - 1], sounds_of(rows[i - 1]), text) if i else None
+            labels = sounds_of(rows[i - 1]) if i else []
+            labels = [label for label in labels if mention(label, clause)] or labels
+            yield wrong_numbers(rows[i - 1], labels, clause)
     yield unless(sounds_told(rows, answer), "sound: the answer names no sound by its label")
     if re.search(r"\bwhich\b", question.casefold()):
         yield wrong_choice(rows, question, answer)
@@ -3745,7 +3763,7 @@ def sounds_told(rows, answer) -> list[list]:
     """The facts in an answer: clips, and of each the sounds that it is said to hold."""
     facts = []
     for i, text in by_clip(answer):
-        for clause in re.split(r"[,;.](?!\d)|\b(?:but|while|whereas|and)\b", text):
+        for clause in clauses(text):
             for label in sounds_of(rows[i - 1]) if i and not NEGATED.search(clause) else ():
                 if found := mention(label, clause):
                     facts += [[audio(i)], [found, *ways(label)]]
@@ -3799,9 +3817,13 @@ def traits(row) -> list[str]:
 
 
 def traits_in(rows, text) -> list[str]:
-    """The words of that kind in a text, of all that these pieces or the world have."""
-    found = [key for key in KEYS if re.search(
-        rf"(?:key of |(?<!\w)(?=[\w#]+ (?:major|minor))){key.casefold()}(?![\w#])", text)]  # fmt: skip
+    """The words of that kind in a text, of all that these pieces or the world have. The A of "in a
+    minor key" is none."""
+    tonic = re.findall(
+        r"\b([a-g][#\u266f]?) (?:major|minor)(?! (?:key|mode|piece|scale|tune))", text
+    )
+    tonic += re.findall(r"\bkey of ([a-g][#\u266f]?)", text)
+    found = [key for key in KEYS if key.casefold() in tonic]
     every = dict.fromkeys([*INSTRUMENTS, *TRIADS, *DYNAMICS])
     every |= dict.fromkeys(trait for row in rows for trait in traits(row) if trait not in KEYS)
     return found + [trait for trait in every if mention(trait, text)]
@@ -4248,8 +4270,9 @@ def scripts_elsewhere(path, split) -> set:
     """The made-up scripts in files of other splits beside this one."""
     found = set()
     for file in path.parent.glob("*.jsonl"):
-        other = {"train": "train", "bench": "test", "bench-dev": "dev"}.get(file.stem)
-        if other is None or other == split:
+        kind = re.fullmatch(r"(train|bench|bench-dev)(-\d+-of-\d+)?", file.stem)
+        other = {"train": "train", "bench": "test", "bench-dev": "dev"}.get(kind and kind[1])
+        if other in (None, split):
             continue
         for _, row in read_values(file, lambda mistake: None):
             for script in row.get("meta", {}).get("made", ()) if isinstance(row, dict) else ():

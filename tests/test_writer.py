@@ -231,9 +231,10 @@ def written(model, corpus, tmp_path):
             "tasks": synth.RECIPES["polyaudio"].tasks, "corpus": [str(corpus)], "split": split,
             "first": 0, "last": count,
         }  # fmt: skip
-        synth.write_questions(out / f"{split}.jsonl", settings, 1, writer)
+        name = {"train": "train", "test": "bench"}[split]
+        synth.write_questions(out / f"{name}.jsonl", settings, 1, writer)
         writer.journal.close()
-        return list(read_rows(out / f"{split}.jsonl")), kept[0], writer
+        return list(read_rows(out / f"{name}.jsonl")), kept[0], writer
 
     return write
 
@@ -458,10 +459,6 @@ def numbers_up(reply, _):
     reply["answer"] = [re.sub(r"\.\d", ".98", text) for text in reply["answer"]]
 
 
-def swap_clips(reply, _):
-    reply["answer"] = [re.sub("(?i)audio 1", "audio 2", text) for text in reply["answer"]]
-
-
 LIES = [
     ("factual", "label", another_label),
     ("factual", "label", wrong_support),
@@ -547,6 +544,109 @@ def test_a_lie_is_found_out(name, kind, change, asked_of):
     assert set(found) <= {kind, None} and kind in found
     if name not in ("temporal",):  # where a change may leave some clip's numbers as they are
         assert set(found) == {kind}
+
+
+# ------------------------------------------------------------------------------------------------
+# What can be looked up is looked up.
+
+
+def sounding(captions, *events):
+    labels = list(dict.fromkeys(event[0] for event in events))
+    return {"corpus": "c", "labels": labels, "captions": [captions], "events": list(events)}
+
+
+def playing(tempo, key, mode, instrument, energy, **more):
+    music = {"tempo": tempo, "key": key, "mode": mode, "instrument": instrument, "energy": energy}
+    return {"corpus": "c", "music": {**music, "dynamics": "steady", **more}}
+
+
+SOUNDS = [
+    sounding("a dog barks twice while rain falls", ["rain", 0.2, 2.0], ["dog bark", 0.5, 0.8],
+             ["dog bark", 1.0, 1.4]),
+    sounding("a dog barks three times", ["dog bark", 0.3, 0.5], ["dog bark", 1.1, 1.3],
+             ["dog bark", 1.6, 1.8]),
+    sounding("a siren wails", ["siren", 0.35, 1.9]),
+]  # fmt: skip
+PIECES = [
+    playing(80.4, "F", "minor", "violin", 0.3, artist="Cheryl"),
+    playing(150.2, "C", "major", "piano", 0.912),
+    playing(120.0, "C#", "major", "flute", 0.5),
+]
+MOST_BARKS = "In which audio is the dog bark heard most often?"
+WHEN_RAIN = "When is the rain heard in audio 1?"
+OFTEN = "How often is the dog bark heard in the first clip?"
+DIFFER = "How do audio 1 and audio 3 differ?"
+PAIRS = [
+    ("temporal", MOST_BARKS, "Audio 2 has the dog bark three times.", None),
+    ("temporal", MOST_BARKS, "Audio 2 has it three times, audio 1 has it twice.", None),
+    ("temporal", MOST_BARKS, "Audio 1 has the dog bark twice.", "answer"),
+    ("temporal", "Which audio has the longest dog bark?", "Audio 1: from 1.0 to 1.4 s.", None),
+    ("temporal", "Which audio has the longest dog bark?", "Audio 2: from 0.3 to 0.5 s.", "answer"),
+    ("temporal", "Where is the dog bark earliest?", "In audio 2, the dog bark is at 0.3 s.", None),
+    ("temporal", "Where is the dog bark earliest?", "In audio 1, it is at 0.5 s.", "answer"),
+    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two.", "answer"),
+    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two, audio 2 holds three.", None),
+    ("temporal", "Which clips hold no dog bark?", "Audio 3 holds the siren once.", "question"),
+    ("temporal", "Which clips hold a choir?", "Audio 3 holds the siren once.", "question"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.0 s.", None),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.20 to 2.00 seconds.", None),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.1 s.", "numbers"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.5 to 0.8 s.", "numbers"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain.", "numbers"),
+    ("temporal", WHEN_RAIN, "It is heard from 0.2 to 2.0 s.", "reference"),
+    ("temporal", WHEN_RAIN, "Audio 7 has rain from 0.2 to 2.0 s.", "reference"),
+    ("temporal", WHEN_RAIN, "Audio 3 has the siren from 0.35 to 1.9 s.", "answer"),
+    ("temporal", WHEN_RAIN, "Audio 1 has the siren from 0.35 to 1.9 s.", "sound"),
+    ("temporal", WHEN_RAIN, "At 0.2 s in audio 1, and not at 0.3 s as in audio 2.", "reference"),
+    ("temporal", OFTEN, "The dog bark is heard twice in audio 1.", None),
+    ("temporal", OFTEN, "The dog bark is heard once in audio 1.", "numbers"),
+    ("temporal", OFTEN, "The cat meow is heard twice in audio 1.", "sound"),
+    ("temporal", OFTEN, "Audio 1 has the dog bark twice, more than audio 2.", "sound"),
+    ("temporal", "How loud is the dog bark in audio 1?", "Audio 1 has two.", "question"),
+    ("temporal", "Is there rain in audio 1?", "Yes, audio 1 has rain once.", "question"),
+    ("difference", DIFFER, "Audio 1 has a dog bark and rain, while audio 3 has a siren.", None),
+    ("difference", DIFFER, "A dog barks in audio 1 and a siren in audio 3.", "sound"),
+    ("difference", DIFFER, "Audio 1 has a siren, while audio 3 has rain.", "sound"),
+    ("difference", DIFFER, "Audio 1 has rain, but audio 3 has no rain.", None),
+    ("difference", DIFFER, "Audio 1 has no rain, while audio 3 has a siren.", "sound"),
+    ("difference", DIFFER, "Audio 1 has louder rain, while audio 3 has a siren.", "sound"),
+    ("difference", DIFFER, "Audio 1 has rain at 1.2 s, while audio 3 has a siren.", "numbers"),
+    ("difference", DIFFER, "Audio 1 has rain twice, while audio 3 has a siren.", "numbers"),
+    ("difference", DIFFER, "Audio 1 has rain.", "reference"),
+    ("difference", DIFFER, "Audio 1 is other than audio 3.", "sound"),
+    ("difference", "Which clip holds the rain?", "Audio 3 has a siren, audio 2 none.", "sound"),
+    ("difference", "Which has the choir?", "Audio 1 has rain, audio 3 has a siren.", "sound"),
+    ("music", "Which track is the fastest?", "Audio 2 is the fastest of the three.", None),
+    ("music", "Which track is the slowest?", "It is the first track, at 80 bpm.", None),
+    ("music", "Which track is the fastest?", "Audio 3 is the fastest of the three.", "answer"),
+    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.91.", None),
+    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.95.", "numbers"),
+    ("music", "Which track has the least energy?", "Audio 2 has the least.", "answer"),
+    ("music", "Which track is in a minor key?", "Audio 1 is in F minor.", None),
+    ("music", "Which track is in a minor key?", "Audio 1 is in G minor.", "music"),
+    ("music", "Which track is in a major key?", "Audio 2 is in C major.", "question"),
+    ("music", "Which track is saddest of all?", "Audio 1 is.", "question"),
+    ("music", "Which track is played on a violin?", "The first track has the violin.", None),
+    ("music", "Which track does Cheryl sing?", "Audio 1 is hers.", "leak"),
+    ("music", "Which track is at 120 bpm?", "Audio 3 is.", "leak"),
+    ("music", "Which is fastest, and which has a violin?", "Audio 2 is.", "question"),
+    ("music", "How do the keys differ?", "Audio 2 is in C major, audio 1 in F minor.", None),
+    ("music", "How do the keys differ?", "Audio 2 is in C# major, audio 1 in F minor.", "music"),
+    ("music", "How do the keys differ?", "Audio 2 is in another one.", "answer"),
+]
+FAULTS = {
+    "temporal": (synth.faults_temporal, SOUNDS),
+    "difference": (synth.faults_difference, SOUNDS),
+    "music": (synth.faults_music, PIECES),
+}
+
+
+@pytest.mark.parametrize("name,question,answer,kind", PAIRS)
+def test_a_pair_is_looked_up(name, question, answer, kind):
+    faults, rows = FAULTS[name]
+    found = synth.pair_faults(faults, Brief({}, rows), question, answer)
+    complaint = next(filter(None, found), None)
+    assert (complaint and complaint.partition(":")[0]) == kind, complaint
 
 
 # ------------------------------------------------------------------------------------------------
