@@ -3069,23 +3069,25 @@ def filled(form, about) -> str:
 # killed run asks, and pays, for nothing twice.
 
 RULES = """\
-Reply with one JSON object of the schema below, and with nothing before or after it. Plain English \
-in straight letters: no markup, no line breaks, no angle brackets. Wherever a clip is named, it is \
-by its place alone, as "audio 2" or "the second clip", never by a file, a title or an id."""
+Reply with one JSON object of the schema below, and with nothing before or after it. Plain \
+English in straight letters: no markup, no line breaks, no angle brackets. Wherever a clip is \
+named, it is by its place alone, as "audio 2" or "the second clip", never by a file, a title or \
+an id."""
 PROMPTS = {  # one for each figure of the paper's appendix C, in our words
     "rephrase": """\
-Somebody asked a question about several audio clips, and the right answer is known. Put that answer \
-the way a friendly listener would say it aloud: one or two sentences, 40 words at the most, in a \
-wording that is not the one you were given. It has to come out as exactly the same answer. Name no \
-clip that the right answer leaves unnamed, and pass no judgement on any other clip.""",
+Somebody asked a question about several audio clips, and the right answer is known. Put that \
+answer the way a friendly listener would say it aloud: one or two sentences, 40 words at the \
+most, in a wording that is not the one you were given. It has to come out as exactly the same \
+answer. Name no clip that the right answer leaves unnamed, and pass no judgement on any other \
+clip.""",
     "factual": """\
 Make up material for a listening test. Write `claim`, a single statement of 20 words or fewer on \
 the given topic, and K scripts that K different people will read aloud, 6 to 15 words each, easy \
 to say, no two alike. Everything needed to judge the claim is in the scripts, and a script that \
 supports it shares a word of meaning with it. With label Yes each script by itself supports the \
-claim; with label No at least one of them says otherwise or leaves it open. `support` tells it for \
-each script; `style` is a hint for the reader; `rationale` says in 25 words or fewer why the label \
-is right. Never mention a clip's number or place.""",
+claim; with label No at least one of them says otherwise or leaves it open. `support` tells it \
+for each script; `style` is a hint for the reader; `rationale` says in 25 words or fewer why the \
+label is right. Never mention a clip's number or place.""",
     "keywords": """\
 Write n sentences for a speech synthesiser, all on the given topic, 6 to 14 words each. Every one \
 of them holds every keyword, letter for letter. Apart from the keywords and little words such as \
@@ -3095,38 +3097,39 @@ else. A word of `extras` may be used in one sentence, never in two.""",
 You get the parts of a recording in the order in which they were told. Choose three parts and \
 describe what happens in each in a few words of your own that keep its important nouns, 3 to 15 \
 words. List the three in any order but the true one; `part` says which part each one is from. No \
-description may hint at its place: nothing like first, then, next, later, finally. `question` asks \
-for the order in which things happen, without telling the events again and without numbers. \
+description may hint at its place: nothing like first, then, next, later, finally. `question` \
+asks for the order in which things happen, without telling the events again and without numbers. \
 `answer_options` are four different orders of the numbers 1, 2, 3, which are the places of the \
 events in your list, written like "2, 3, 1"; exactly one is right, and `correct_answer` is its \
 letter.""",
     "rationale": """\
-You get the parts of a recording, and three of its events in the order in which they happen. Say in \
-two or three sentences, 60 words at the most, what makes this order the natural one: what leads to \
-what, and which words show it. Name no clip, no option and no number of an event.""",
+You get the parts of a recording, and three of its events in the order in which they happen. Say \
+in two or three sentences, 60 words at the most, what makes this order the natural one: what \
+leads to what, and which words show it. Name no clip, no option and no number of an event.""",
     "dialogue": """\
 You get the turns of a conversation, each a clip of its own, and a question about it. Answer the \
 question in one or two sentences, 45 words at the most. Build the answer around one to four short \
 phrases of the conversation, 1 to 6 words each: every phrase is in the answer word for word, and \
 `quotes` lists it with the number of the clip that says it.""",
     "entailment": """\
-Invent a small situation and K short monologues about it, one speaker each, which will be spoken by \
-a synthesiser. A monologue has 15 to 60 words that are easy to say. `clip_id` is A1, A2 and so on; \
-`speaker` is one of the given names, which may come again; `instructions` has four short labelled \
-parts: Voice: ... Tone: ... Punctuation: ... Delivery: ... Let at least one fact (a day, an amount, \
-who comes along) be stated in one clip and denied in another, and put in a detail or two that lead \
-nowhere. Then write 5 to 7 questions that can be answered with yes or no, of no two of which the \
-answers disagree. `uses` are the fewest clips that it takes, two or more for at least half of the \
-questions. `evidence_quotes` are one or two phrases, word for word from clips in `uses`. `answer` \
-is a sentence that begins with "Yes, ", "No, " or "Not enough information, "; each of the three \
-occurs. Questions and answers tell clips apart by what is said, never by number, place or id.""",
+Invent a small situation and K short monologues about it, one speaker each, which will be spoken \
+by a synthesiser. A monologue has 15 to 60 words that are easy to say. `clip_id` is A1, A2 and so \
+on; `speaker` is one of the given names, which may come again; `instructions` has four short \
+labelled parts: Voice: ... Tone: ... Punctuation: ... Delivery: ... Let at least one fact (a day, \
+an amount, who comes along) be stated in one clip and denied in another, and put in a detail or \
+two that lead nowhere. Then write 5 to 7 questions that can be answered with yes or no, of no two \
+of which the answers disagree. `uses` are the fewest clips that it takes, two or more for at \
+least half of the questions. `evidence_quotes` are one or two phrases, word for word from clips \
+in `uses`. `answer` is a sentence that begins with "Yes, ", "No, " or "Not enough information, "; \
+each of the three occurs. Questions and answers tell clips apart by what is said, never by \
+number, place or id.""",
     "temporal": """\
 You get, for each of several clips, which sounds it holds, how often, and from when to when in \
-seconds. Write two to five different questions on how often or when a sound is heard, some of them \
-on a single clip, some that compare clips, none to be answered by yes or no. Ask of one sound at a \
-time and call it by its label. An answer is one sentence that names each clip before it says \
-anything of it, gives how often or when, and takes its numbers from the data as they are, times \
-with their decimals. question[k] belongs to answer[k].""",
+seconds. Write two to five different questions on how often or when a sound is heard, some of \
+them on a single clip, some that compare clips, none to be answered by yes or no. Ask of one \
+sound at a time and call it by its label. An answer is one sentence that names each clip before \
+it says anything of it, gives how often or when, and takes its numbers from the data as they are, \
+times with their decimals. question[k] belongs to answer[k].""",
     "difference": """\
 You get, for each of several clips, captions and the sounds it holds. Write one to five questions \
 on how the clips differ in what is heard, each about two clips or more. An answer is one or two \
@@ -3137,9 +3140,9 @@ that is not in the data. question[k] belongs to answer[k].""",
 You get what is known of several pieces of music. Write one question of the given reasoning type \
 that takes listening to all of them, and its answer. The question is single, not two in one, and \
 holds no number, no name of an artist, song or album, and no other detail that a listener cannot \
-hear. Either it asks which piece has most or least of something, or is the only one of its kind; or \
-it asks how pieces differ. The answer is one sentence that begins with the clip that is right, or \
-names every clip before what it says of it, and says nothing that the data do not say. \
+hear. Either it asks which piece has most or least of something, or is the only one of its kind; \
+or it asks how pieces differ. The answer is one sentence that begins with the clip that is right, \
+or names every clip before what it says of it, and says nothing that the data do not say. \
 question[k] belongs to answer[k].""",
 }
 TWO_LISTS = {"question": [str], "answer": [str]}
@@ -3279,14 +3282,19 @@ def recited(shelf, dice, texts, names=None) -> tuple[list, dict]:
     return rows, {"made": [{"text": text, "speaker": voice} for text, voice in told]}
 
 
-def quotes_of(rows) -> dict:
-    return {i: quote(row) for i, row in enumerate(rows, 1)}
+def topic_of(dice) -> tuple[str, list]:
+    """What to write about, and words of it in some order: without them it is always the same."""
+    topic = dice.pick(list(SUBJECTS))
+    return topic, shuffled(dice, SUBJECTS[topic].split())
+
+
+def heard_in_each(rows) -> dict:
+    return {i: heard(row) for i, row in enumerate(rows, 1)}
 
 
 def brief_factual(shelf, dice, n, fate) -> Brief:
-    label, topic = chosen(("Yes", "No"), fate[0]), dice.pick(list(SUBJECTS))
-    details = shuffled(dice, SUBJECTS[topic].split())[:2]
-    data = {"K": n, "label": label, "topic": topic, "let it be about": details}
+    label, (topic, details) = chosen(("Yes", "No"), fate[0]), topic_of(dice)
+    data = {"K": n, "label": label, "topic": topic, "let it be about": details[:2]}
     return Brief(data, known={"taken": shelf.elsewhere})
 
 
@@ -3313,12 +3321,11 @@ def draft_factual(shelf, dice, brief, reply):
     verdict = brief.data["label"].lower()
     about, gold = {"claim": reply["claim"].rstrip(".")}, yesno_gold(verdict)
     form = "Do " + ALL + " [support this claim|back this claim|bear this claim out]: {claim}?"
-    return Draft(form, about, rows, quotes_of(rows), verdict, gold, made_up), reply["rationale"]
+    return Draft(form, about, rows, heard_in_each(rows), verdict, gold, made_up), reply["rationale"]
 
 
 def brief_keywords(shelf, dice, n, fate) -> Brief:
-    topic = dice.pick(list(SUBJECTS))
-    count, those = (1 if fate[0] < 0.5 else 2), shuffled(dice, SUBJECTS[topic].split())
+    count, (topic, those) = (1 if fate[0] < 0.5 else 2), topic_of(dice)
     data = {"n": n, "topic": topic, "keywords": sorted(those[:count]), "extras": those[count:]}
     return Brief(data, known={"taken": shelf.elsewhere})
 
@@ -3340,7 +3347,7 @@ def draft_keywords(shelf, dice, brief, reply):
     shared = brief.data["keywords"]
     form = "[Which|What] [keywords|content words] [are common to|come up in|are in] " + ALL + "?"
     gold = {"type": "keywords", "value": shared}
-    return Draft(form, {}, rows, quotes_of(rows), ", ".join(shared), gold, made_up), None
+    return Draft(form, {}, rows, heard_in_each(rows), ", ".join(shared), gold, made_up), None
 
 
 PLACE_WORDS = re.compile(
@@ -3351,15 +3358,20 @@ PLACE_WORDS = re.compile(
 )
 
 
+def told_in_a_row(shelf, dice, kind, n) -> list[dict]:
+    """So many parts of a story or dialogue, one after the other; none where none is so long."""
+    if not (stories := shelf.stories(kind, n)):
+        return []
+    group = shelf.groups[dice.pick(stories)]
+    start = int(dice.rng.integers(len(group) - n + 1))
+    return [shelf.row(number) for _, number in group[start : start + n]]
+
+
 def brief_ordering(shelf, dice, n, fate) -> Brief:
     need(n > 2)
     kind = "turn" if fate[1] < 0.3 else "order"
-    group = shelf.groups[
-        chosen(shelf.stories(kind, n) or shelf.stories("order", n), dice.rng.random())
-    ]
-    start = int(dice.rng.integers(len(group) - n + 1))
-    told = [shelf.row(number) for _, number in group[start : start + n]]
-    need(len({heard(row) for row in told}) == n)
+    told = told_in_a_row(shelf, dice, kind, n) or told_in_a_row(shelf, dice, "order", n)
+    need(told and len({heard(row) for row in told}) == n)
     parts = [{"part": k, "heard": heard(row)} for k, row in enumerate(told, 1)]
     return Brief({"parts": parts}, shuffled(dice, told), {"told": told})
 
@@ -3384,10 +3396,9 @@ def faults_ordering(brief, reply):
         "?" in question and not re.search(r"\d", question), "question: one without numbers, please"
     )
     yield unplaced(question, *(event["description"] for event in events))
-    orders = {letter: tuple(re.findall(r"\d", text)) for letter, text in options.items()}
-    plainly = all(re.fullmatch(r"\s*[123], ?[123], ?[123]\s*", options[c]) for c in "ABCD")
-    orders = {letter: orders[letter] for letter in "ABCD"}
+    plainly = all(re.fullmatch("[123], ?[123], ?[123]", options[letter]) for letter in "ABCD")
     yield unless(plainly, 'options: each is an order like "2, 3, 1"')
+    orders = {letter: tuple(re.findall(r"\d", options[letter])) for letter in "ABCD"}
     different = len(set(orders.values())) == 4 and all(len(set(o)) == 3 for o in orders.values())
     yield unless(different, "options: four different orders are wanted")
     right = tuple(str(parts.index(part) + 1) for part in sorted(parts))
@@ -3404,19 +3415,16 @@ def draft_ordering(shelf, dice, brief, reply):
         for letter in "ABCD"
     }
     right, choices = options[reply["correct_answer"]], shuffled(dice, list(options.values()))
-    listing = (
-        f"({k}) {event['description'].rstrip('.')}" for k, (_, event) in enumerate(events, 1)
+    lettered = {text: f"{letter}: {text}" for letter, text in zip("ABCD", choices)}
+    events = (f"({k}) {event['description'].rstrip('.')}" for k, (_, event) in enumerate(events, 1))
+    about = {"question": reply["question"], "events": "; ".join(events),
+             "choices": "; ".join(lettered.values())}  # fmt: skip
+    form, verdict = (
+        "{question} {events}. [Choose one|Choose|One is right]: {choices}.",
+        lettered[right],
     )
-    lettered = dict(zip("ABCD", choices))
-    about = {
-        "question": reply["question"],
-        "events": "; ".join(listing),
-        "choices": "; ".join(f"{letter}: {text}" for letter, text in lettered.items()),
-    }
-    form = "{question} {events}. [Choose one|Choose|One is right]: {choices}."
-    verdict = next(f"{letter}: {text}" for letter, text in lettered.items() if text == right)
     gold = {"type": "choice", "value": right, "choices": choices}
-    says = {i: heard(row) for i, row in enumerate(brief.rows, 1)}
+    says = heard_in_each(brief.rows)
     return Draft(form, about, brief.rows, says, verdict, gold, {"choices": choices}), None
 
 
@@ -3447,17 +3455,14 @@ ASPECTS = {  # of a dialogue: how to ask for it
 
 
 def brief_dialogue(shelf, dice, n, fate) -> Brief:
-    group = shelf.groups[chosen(shelf.stories("turn", n), dice.rng.random())]
-    start = int(dice.rng.integers(len(group) - n + 1))
-    rows = [shelf.row(number) for _, number in group[start : start + n]]
-    need(all(said_in(row) for row in rows))
+    rows = told_in_a_row(shelf, dice, "turn", n)
+    need(rows and all(said_in(row) for row in rows))
     aspect, turn = chosen(list(ASPECTS), fate[1]), 2 + int(fate[2] * (n - 1))
     about = {"turn": audio(turn), "quote": quote(rows[turn - 1])}
     question = filled(phrase(dice, ASPECTS[aspect]), about)
     turns = [{"clip": k, "speaker": row["dialogue"].get("speaker", row.get("speaker", "?")),
               "says": row["transcript"]} for k, row in enumerate(rows, 1)]  # fmt: skip
-    data = {"aspect": aspect, "turns": turns, "question": question}
-    return Brief(data, rows, {"question": question, "aspect": aspect})
+    return Brief({"aspect": aspect, "turns": turns, "question": question}, rows)
 
 
 def faults_dialogue(brief, reply):
@@ -3477,9 +3482,11 @@ def faults_dialogue(brief, reply):
 def draft_dialogue(shelf, dice, brief, reply):
     answer = reply["answer"].rstrip(".")
     slots = list(dict.fromkeys(said["quote"] for said in reply["quotes"]))
-    gold, more = text_gold(answer, [[slot] for slot in slots]), {"aspect": brief.known["aspect"]}
-    about = {"question": brief.known["question"]}
-    says = quotes_of(brief.rows)
+    gold, about = (
+        text_gold(answer, [[slot] for slot in slots]),
+        {"question": brief.data["question"]},
+    )
+    says, more = heard_in_each(brief.rows), {"aspect": brief.data["aspect"]}
     return Draft("{question}", about, brief.rows, says, answer, gold, more), None
 
 
@@ -3493,10 +3500,9 @@ def verdict_of(answer):
 
 def brief_entailment(shelf, dice, n, fate) -> Brief:
     need(3 <= n <= 5)
-    topic, names = dice.pick(list(SUBJECTS)), TEN[dice.split].split()
-    verdict = chosen(("yes", "no", "nei"), fate[0])
-    details = shuffled(dice, SUBJECTS[topic].split())[:3]
-    data = {"K": n, "topic": topic, "let it be about": details, "speakers": names}
+    verdict, (topic, details) = chosen(("yes", "no", "nei"), fate[0]), topic_of(dice)
+    data = {"K": n, "topic": topic, "let it be about": details[:3]}
+    data["speakers"] = TEN[dice.split].split()
     return Brief(data, known={"verdict": verdict, "taken": shelf.elsewhere})
 
 
@@ -3548,7 +3554,7 @@ def draft_entailment(shelf, dice, brief, reply):
     gold = yesno_gold(verdict, ("yes", "no", "nei"))
     more = {**made_up, "quotes": [given["quote"] for given in qa["evidence_quotes"]]}
     about = {"question": qa["question"]}
-    return Draft(form, about, rows, quotes_of(rows), told, gold, more), qa["answer"]
+    return Draft(form, about, rows, heard_in_each(rows), told, gold, more), qa["answer"]
 
 
 # What is said of sounds and of music can be looked up. An answer is cut at the clips that it
@@ -3659,16 +3665,21 @@ def event_rows(shelf, dice, n):
     return shuffled(dice, rows + shelf.draw(dice, ("kind", "sound"), n - 2, fits, rows))
 
 
-def spans_told(row, label, places=3) -> list[str]:
-    return [f"{on:.{places}f}-{off:.{places}f}" for name, on, off in row["events"] if name == label]
+def spans_told(row, label) -> list[str]:
+    return [f"{on:.1f}-{off:.1f}" for name, on, off in row["events"] if name == label]
 
 
-def brief_temporal(shelf, dice, n, fate) -> Brief:
+def brief_sounds(shelf, dice, n, fate) -> Brief:
     rows = event_rows(shelf, dice, n)
-    clips = [{"audio": i, "sounds": [
+    need(len({frozenset(sounds_of(row)) for row in rows}) > 1)
+    clips = [{"audio": i, "captions": row.get("captions", [])[:2], "sounds": [
         {"label": label, "times": count_of(row, label), "seconds": spans_told(row, label)}
         for label in sounds_of(row)]} for i, row in enumerate(rows, 1)]  # fmt: skip
     return Brief({"clips": clips}, rows)
+
+
+def sounds_at(row) -> str:
+    return "; ".join(f"{label} {', '.join(spans_told(row, label))}" for label in sounds_of(row))
 
 
 def faults_temporal(brief, question, answer):
@@ -3699,26 +3710,9 @@ def faults_temporal(brief, question, answer):
     yield wrong_choice(rows, question, answer)
 
 
-def draft_temporal(shelf, dice, brief, question, answer):
+def facts_temporal(rows, question, answer) -> list:
     numbers = [told for _, text in by_clip(answer) for told, _, _ in numbers_in(text)]
-    facts = [[audio(i)] for i in named(answer)] + [[told] for told in dict.fromkeys(numbers)]
-    asked = [label for label in all_sounds(brief.rows) if mention(label, plain(question))]
-    says = {
-        i: "; ".join(
-            f"{label} {', '.join(spans_told(row, label, 1))}" if count_of(row, label)
-            else f"no {label}" for label in asked
-        ) for i, row in enumerate(brief.rows, 1)
-    }  # fmt: skip
-    return facts, says
-
-
-def brief_difference(shelf, dice, n, fate) -> Brief:
-    rows = event_rows(shelf, dice, n)
-    need(all(row.get("captions") for row in rows))
-    clips = [{"audio": i, "captions": row["captions"][:3], "events": [
-        f"({label}-{on:.3f}-{off:.3f})" for label, on, off in row["events"]]}
-        for i, row in enumerate(rows, 1)]  # fmt: skip
-    return Brief({"clips": clips}, rows)
+    return [[audio(i)] for i in named(answer)] + [[told] for told in dict.fromkeys(numbers)]
 
 
 def known_words(rows) -> set:
@@ -3754,28 +3748,24 @@ def faults_difference(brief, question, answer):
             labels = sounds_of(rows[i - 1]) if i else []
             labels = [label for label in labels if mention(label, clause)] or labels
             yield wrong_numbers(rows[i - 1], labels, clause)
-    yield unless(sounds_told(rows, answer), "sound: the answer names no sound by its label")
+    facts = facts_difference(rows, question, answer)
+    yield unless(facts, "sound: the answer names no sound by its label")
+    alone = [label for label in all_sounds(rows) if mention(label, plain(answer))
+             and len({label in sounds_of(rows[i - 1]) for i in told}) > 1]  # fmt: skip
+    yield unless(alone, "sound: what the answer says of these clips is true of all of them")
     if re.search(r"\bwhich\b", question.casefold()):
         yield wrong_choice(rows, question, answer)
 
 
-def sounds_told(rows, answer) -> list[list]:
-    """The facts in an answer: clips, and of each the sounds that it is said to hold."""
+def facts_difference(rows, question, answer) -> list:
+    """Clips, and of each the sounds that it is said to hold."""
     facts = []
     for i, text in by_clip(answer):
         for clause in clauses(text):
             for label in sounds_of(rows[i - 1]) if i and not NEGATED.search(clause) else ():
                 if found := mention(label, clause):
-                    facts += [[audio(i)], [found, *ways(label)]]
+                    facts += [[audio(i)], dict.fromkeys([found, *ways(label)])]
     return [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
-
-
-def draft_difference(shelf, dice, brief, question, answer):
-    says = {
-        i: listed(told_count(count_of(row, label), label) for label in sounds_of(row))
-        for i, row in enumerate(brief.rows, 1)
-    }
-    return sounds_told(brief.rows, answer), says
 
 
 REASONING = {  # the ways to reason about music, and what must be known for each
@@ -3862,31 +3852,30 @@ def faults_music(brief, question, answer):
         said = traits_in(rows, f" {text} ")
         wrong = [trait for trait in said if not i or trait not in traits(rows[i - 1])]
         yield unless(not wrong, f"music: {', '.join(wrong)} is not known of audio {i}")
-    right = right_track(rows, question)
-    if re.search(r"\bwhich\b", bare):
-        yield unless(right, "question: it has no single answer in what is known")
+    right = facts_music(rows, question, answer)
+    yield unless(right is not None, "question: it has no single answer in what is known")
+    if type(right) is int:
         yield unless(told[:1] == [right], f"answer: audio {right} is right")
     else:
-        facts = music_told(rows, answer)
-        yield unless(len(told) > 1 < len(facts), "answer: name two clips, and what they are")
+        yield unless(len(told) > 1 < len(right), "answer: name two clips, and what they are")
+        said = {tuple(traits_in(rows, f" {text} ")) for i, text in by_clip(answer) if i}
+        yield unless(len(said) > 1, "answer: it says the same of all")
 
 
-def music_told(rows, answer) -> list[list]:
+def facts_music(rows, question, answer):
+    """The clip that a question asks for, or what the answer says of each."""
+    if re.search(r"\bwhich\b", question.casefold()):
+        return right_track(rows, question)
     said = [(i, traits_in(rows, f" {text} ")) for i, text in by_clip(answer) if i]
     facts = [[fact] for i, those in said if those for fact in (audio(i), *those)]
     return [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
 
 
-def draft_music(shelf, dice, brief, question, answer):
-    says = {}
-    for i, row in enumerate(brief.rows, 1):
-        music = row["music"]
-        numbers = [SCALES[name].told(music[name], None)
-                   for name in ("tempo", "energy", "valence") if name in music]  # fmt: skip
-        says[i] = ", ".join([*traits(row), *numbers])
-    if re.search(r"\bwhich\b", question.casefold()):
-        return right_track(brief.rows, question), says
-    return music_told(brief.rows, answer), says
+def music_is(row) -> str:
+    music = row["music"]
+    numbers = [SCALES[name].told(music[name], None)
+               for name in ("tempo", "energy", "valence") if name in music]  # fmt: skip
+    return ", ".join([*traits(row), *numbers])
 
 
 def faults_of_lists(faults, brief, reply):
@@ -3909,21 +3898,22 @@ def pair_faults(faults, brief, question, answer):
     yield from faults(brief, question, answer)
 
 
-def draft_of_lists(faults, facts_of_pair, shelf, dice, brief, reply):
-    pairs = [(q, a) for q, a in zip(reply["question"], reply["answer"])
-             if not any(pair_faults(faults, brief, q, a))]  # fmt: skip
-    question, answer = dice.pick(pairs)
-    facts, says = facts_of_pair(shelf, dice, brief, question, answer)
-    about = {"question": question}
+def draft_of_lists(faults, facts_in, evidence, shelf, dice, brief, reply):
+    fine = [(q, a) for q, a in zip(reply["question"], reply["answer"])
+            if not any(pair_faults(faults, brief, q, a))]  # fmt: skip
+    question, answer = dice.pick(fine)
+    facts, about = facts_in(brief.rows, question, answer), {"question": question}
+    says = {i: evidence(row) for i, row in enumerate(brief.rows, 1)}
+    draft = partial(Draft, "{question}", about, brief.rows, says)
     if type(facts) is int:
-        draft = Draft("{question}", about, brief.rows, says, audio(facts), clip_gold(facts))
-        return draft, answer
+        return draft(audio(facts), clip_gold(facts)), answer
     answer = answer.rstrip(".")
-    return Draft("{question}", about, brief.rows, says, answer, text_gold(answer, facts)), None
+    return draft(answer, text_gold(answer, facts)), None
 
 
-def lists(brief, faults, facts_of_pair) -> tuple:
-    return brief, partial(faults_of_lists, faults), partial(draft_of_lists, faults, facts_of_pair)
+def pairs(brief, faults, facts_in, evidence) -> tuple:
+    draft = partial(draft_of_lists, faults, facts_in, evidence)
+    return brief, partial(faults_of_lists, faults), draft
 
 
 ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it makes
@@ -3932,9 +3922,9 @@ ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it mak
     "ordering": (brief_ordering, faults_ordering, draft_ordering),
     "dialogue": (brief_dialogue, faults_dialogue, draft_dialogue),
     "entailment": (brief_entailment, faults_entailment, draft_entailment),
-    "temporal": lists(brief_temporal, faults_temporal, draft_temporal),
-    "difference": lists(brief_difference, faults_difference, draft_difference),
-    "music": lists(brief_music, faults_music, draft_music),
+    "temporal": pairs(brief_sounds, faults_temporal, facts_temporal, sounds_at),
+    "difference": pairs(brief_sounds, faults_difference, facts_difference, sounds_at),
+    "music": pairs(brief_music, faults_music, facts_music, music_is),
 }
 WRITTEN = {  # task: the prompts that write it
     "comparison": ("difference", "music"), "contrast": ("difference",), "keyword": ("keywords",),
@@ -3945,7 +3935,7 @@ WRITTEN = {  # task: the prompts that write it
 
 def faults_rephrase(brief, reply):
     """The same answer, and nothing of clips that it is not about."""
-    item, answer = brief.known["item"], reply["answer"]
+    item, answer = brief.known, reply["answer"]
     told, gold = item["meta"]["verdict"], item["gold"]
     about = "" if gold["type"] == "clip" else item["question"].replace("<sound-", "<")
     yield wrong_sentences(answer, 1, 2)
@@ -4198,7 +4188,9 @@ class Writer:
             draft, reason = make_draft(shelf, dice, brief, reply)
             item = write_item(draft, dice, task, id)
             if name == "ordering":
-                reason = self.reason(brief_rationale(brief, reply), seed)
+                brief = brief_rationale(brief, reply)
+                why = self.improve("rationale", brief, faults_rationale, seed)
+                reason = why and why["rationale"]
             says = "; ".join(f"{audio(i)}: {text}" for i, text in sorted(draft.says.items()))
             ending = filled(phrase(dice, FORMS["answer"]), {"verdict": draft.verdict})
             item["answer"] = " ".join([f"{says}.", *([reason] if reason else []), ending])
@@ -4225,15 +4217,15 @@ class Writer:
                     continue
         raise Miss
 
-    def reason(self, brief, seed):
-        """Why an order is right; an item is as good without."""
+    def improve(self, name, brief, faults, seed):
+        """A reply, or None: then an item stays as it was, which is as good."""
         try:
-            reply = self.ask("rationale", brief, faults_rationale, seed)
+            reply = self.ask(name, brief, faults, seed)
         except Dropped as dropped:
-            self.count("rationale", f"kept, {dropped}")
+            self.count(name, f"kept, {dropped}")
             return None
-        self.count("rationale", "accepted")
-        return reply["rationale"]
+        self.count(name, "accepted")
+        return reply
 
     def rephrase(self, item, seed) -> dict:
         """An item by rules, its answer in the model's words if they are right."""
@@ -4241,15 +4233,9 @@ class Writer:
             return item
         told = {"question": item["question"], "right answer": item["meta"]["verdict"],
                 "heard": item["meta"]["evidence"]}  # fmt: skip
-        try:
-            brief = Brief(told, known={"item": item})
-            reply = self.ask("rephrase", brief, faults_rephrase, seed)
-        except Dropped as dropped:
-            self.count("rephrase", f"kept, {dropped}")
-            return item
-        self.count("rephrase", "accepted")
-        item["meta"]["model"] = self.model
-        return {**item, "answer": reply["answer"]}
+        if reply := self.improve("rephrase", Brief(told, (), item), faults_rephrase, seed):
+            item["answer"], item["meta"]["model"] = reply["answer"], self.model
+        return item
 
     def report(self):
         """What became of what was asked for, and what it cost."""
@@ -4602,7 +4588,7 @@ def add_questions(parser):
     add("--llm", metavar="URL",
         help="a language model with /v1/chat/completions writes too; a key is OPENAI_API_KEY")
     add("--model", metavar="NAME", help="its name there")
-    add("--concurrency", type=int, default=8, metavar="N", help="questions to it at once, default: 8")
+    add("--concurrency", type=int, default=8, metavar="N", help="at once, default: 8")
     add("--per-minute", type=float, default=0, metavar="N", help="at most, default: no limit")
     add("--price", default="0/0", metavar="IN/OUT", help="dollars for a million tokens in and out")
     add("--tts-model", default="tts-1", metavar="NAME", help="the speech server's model")
