@@ -3868,6 +3868,7 @@ def facts_music(rows, question, answer):
         return right_track(rows, question)
     said = [(i, traits_in(rows, f" {text} ")) for i, text in by_clip(answer) if i]
     facts = [[fact] for i, those in said if those for fact in (audio(i), *those)]
+    facts = [fact for fact in facts if fact != ["A"]]  # a key that reads like an article
     return [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
 
 
