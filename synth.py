@@ -3184,9 +3184,6 @@ def schema_of(shape) -> dict:
 # faults come one after the other, and the first goes back to the model.
 
 
-HOPELESS = 0, 401, 402, 403, 404  # nobody there, or nobody who would answer: the next is no better
-
-
 class Dropped(Exception):
     """No reply to be had for an item, or none that was good enough; the text says why."""
 
@@ -3280,6 +3277,18 @@ def recited(shelf, dice, texts, names=None) -> tuple[list, dict]:
         warn(str(mistake))
         raise Dropped("voice: a script was not spoken") from None
     return rows, {"made": [{"text": text, "speaker": voice} for text, voice in told]}
+
+
+def material(shelf, dice, tell, n) -> Brief:
+    """What a prompt is told: tried, like an item by rules, until the clips for it are found."""
+    for _ in range(REDRAWN):
+        fate = dice.rng.random(3).tolist()
+        for _ in range(TRIES):
+            try:
+                return tell(shelf, dice, n, fate)
+            except Miss:
+                continue
+    raise Miss
 
 
 def topic_of(dice) -> tuple[str, list]:
@@ -3955,6 +3964,7 @@ REPHRASED = ("choice", "yesno", "clip", "order", "count", "span")  # what has on
 MOST = 2048  # tokens of a reply, and twice that where it was cut off
 WARMTH = 0.8  # temperature
 PATIENCE = (10, 600)  # seconds to connect, and to wait for a reply, which comes as a whole
+HOPELESS = 0, 401, 402, 403, 404  # nobody there, or nobody who would answer: the next is no better
 NO_CONTEXT = r"context[ _]length|maximum context|too many tokens|prompt is too long"
 NO_FORMAT = r"response_format|json_schema|schema|structured|guided|grammar"
 
@@ -4184,7 +4194,7 @@ class Writer:
     def compose(self, shelf, dice, name, task, n, id, seed) -> dict | None:
         tell, faults, make_draft = ASKS[name]
         try:
-            brief = self.material(shelf, dice, tell, n)
+            brief = material(shelf, dice, tell, n)
             reply = self.ask(name, brief, faults, seed)
             draft, reason = make_draft(shelf, dice, brief, reply)
             item = write_item(draft, dice, task, id)
@@ -4207,16 +4217,6 @@ class Writer:
         write_made(shelf, id, draft.rows)
         self.count(name, "accepted")
         return item
-
-    def material(self, shelf, dice, tell, n) -> Brief:
-        for _ in range(REDRAWN):
-            fate = dice.rng.random(3).tolist()
-            for _ in range(TRIES):
-                try:
-                    return tell(shelf, dice, n, fate)
-                except Miss:
-                    continue
-        raise Miss
 
     def improve(self, name, brief, faults, seed):
         """A reply, or None: then an item stays as it was, which is as good."""

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 import prepare
 import synth
-from prepare import BadInput, plain, read_rows, score, words
+from prepare import BadInput, read_rows, score, words
 from synth import FORMANT, Brief, Writer
 
 KEY = "sk-very-secret-5up3r"
@@ -511,11 +511,11 @@ LIES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def asked_of(corpus, tmp_path):
+@pytest.fixture(scope="module")
+def asked_of(corpus):
     """faults(name, change) -> the complaints at replies with that lie, one for each brief."""
     settings = {"corpus": [str(corpus)], "split": "train", "sentences": None}
-    shelf, _ = synth.open_shelf(settings, tmp_path)
+    shelf, _ = synth.open_shelf(settings, corpus.parent)
     shelf.elsewhere = set()
 
     def faults(name, change, tries=6):
@@ -524,7 +524,7 @@ def asked_of(corpus, tmp_path):
         for i in range(tries):
             dice = synth.Dice("train", 9, i)
             n = 2 if name == "dialogue" else 3
-            brief = Writer.material(None, shelf, dice, tell, n)
+            brief = synth.material(shelf, dice, tell, n)
             reply = json.loads(json.dumps(GOOD[name](brief.data)))
             change(reply, brief.data)
             text = json.dumps(reply)
@@ -706,6 +706,29 @@ def test_a_rephrasing_that_is_wrong_leaves_the_rules_answer(written, model):
     assert set(outcomes["rephrase"]) == {"kept, score"}
     assert len(items) == 60
     assert not [item for item in items if "I could not say" in item["answer"]]
+
+
+def test_the_counts_add_up(written, model):
+    """Of what was asked for, each is an item, or dropped for a reason, or kept as it was."""
+
+    def say(name, data, body):
+        how = body["seed"] % 4
+        if how == 0 and len(body["messages"]) == 2:
+            return "Wait."  # and better when asked again
+        if how == 1:
+            return json.dumps(GOOD[name](data)).replace('"', "'")
+        return GOOD[name](data) if how else {"answer": "<sound-1>"}
+
+    model.say = say
+    items, outcomes, _ = written(80)
+    written_by_model = {name: outcomes[name]["accepted"] for name in synth.ASKS}
+    assert {name: prompts_of(items)[name] for name in synth.ASKS} == written_by_model
+    dropped = sum(outcomes[name].total() - outcomes[name]["accepted"] for name in synth.ASKS)
+    assert len(items) == 80 - dropped < 75
+    rephrased = [item for item in items if "After listening" in item["answer"]]
+    assert outcomes["rephrase"]["accepted"] == len(rephrased)
+    others = {why for why in outcomes["rephrase"] if why != "accepted"}
+    assert others and all(why.startswith("kept, ") for why in others)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -989,7 +1012,7 @@ def test_without_a_models_name(model, corpus, tmp_path):
     assert done.returncode == 2 and "--model: expected the name" in done.stderr
 
 
-def test_scripts_by_a_speech_server(written, model):
+def test_scripts_by_a_speech_server(written, monkeypatch):
     """The names of the scripts are the server's, and its licence is told."""
     heard = Counter()
 
@@ -997,12 +1020,9 @@ def test_scripts_by_a_speech_server(written, model):
         heard[speaker] += 1
         return synth.load_audio(ROOT / "clips" / sorted(os.listdir(ROOT / "clips"))[0])
 
-    original, synth.kept_speech = synth.kept_speech, speak
-    try:
-        engine = FORMANT._replace(kind="server", url="http://localhost:1", model="tts-1")
-        items, *_ = written(60, engine=engine)
-    finally:
-        synth.kept_speech = original
+    monkeypatch.setattr(synth, "kept_speech", speak)
+    engine = FORMANT._replace(kind="server", url="http://localhost:1", model="tts-1")
+    items, *_ = written(60, engine=engine)
     told = [item for item in items if "made" in item["meta"]]
     assert told and all(item["licences"] == ["as the speech server's voices"] for item in told)
     assert heard and set(heard) <= set(synth.TEN["train"].split())
