@@ -38,6 +38,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,17 +46,19 @@ import time
 import zlib
 from array import array
 from collections import Counter, defaultdict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
+from threading import Lock, get_ident
 
 import numpy as np
 import soundfile
 
 from prepare import (
-    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, load_audio,
-    load_clip, open_audio, progress, read_corpus, read_json, read_lines, read_rows, read_values,
-    request, score, stop, warn, words, worker_map, write_json, written,
+    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, load_audio,
+    load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
+    read_values, request, score, stop, tag_clips, warn, words, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -836,7 +839,7 @@ def kept_speech(engine, text, speaker) -> np.ndarray:
         render = espeak if engine.kind == "espeak" else ask_server
         wave = check_speech(render(engine, text, asked), text, f"{engine.kind} {asked}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_clip(path, wave, f".{os.getpid()}.part")  # two workers may be at it
+        write_clip(path, wave, f".{os.getpid()}-{get_ident()}.part")  # two may be at it
     return load_audio(path)  # what was kept, so that the first time is like every other
 
 
@@ -1327,9 +1330,8 @@ def summary(path) -> str:
     return f"{path}: {splits.total()} clips, {seconds / 3600:.2f} hours ({parts})"
 
 
-def run_world(args):
-    expect(1 <= args.clips <= 9_999_999, "--clips", "1 to 9999999", args.clips)
-    expect(args.workers >= 1, "--workers", "1 or more", args.workers)
+def engine_of(args, model) -> Engine:
+    """Whoever speaks, by the flags of add_voices()."""
     expect(args.tts or not args.voices, "--voices", "--tts beside it", "none")
     engine = Engine(args.voice, cache=args.cache)
     if args.tts is not None:
@@ -1339,9 +1341,16 @@ def run_world(args):
         voices = read_json(args.voices) if args.voices else {}
         fine = isinstance(voices, dict) and all(type(name) is str for name in voices.values())
         expect(fine, args.voices, "an object of names", f"{voices!r:.60}")
-        engine = Engine("server", args.tts, args.model, voices, args.cache)
+        engine = Engine("server", args.tts, model, voices, args.cache)
     elif args.voice == "espeak":
         expect(shutil.which("espeak-ng"), "--voice espeak", "espeak-ng on this machine", "none")
+    return engine
+
+
+def run_world(args):
+    expect(1 <= args.clips <= 9_999_999, "--clips", "1 to 9999999", args.clips)
+    expect(args.workers >= 1, "--workers", "1 or more", args.workers)
+    engine = engine_of(args, args.model)
     try:
         missing = make_world(args.out, args.clips, args.seed, engine, args.workers)
     except KeyboardInterrupt:
@@ -3115,6 +3124,1214 @@ def filled(form, about) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# The second writer, a language model (--llm). Which task, how many clips, which verdict: all that
+# still follows from (seed, i). The model is told what is known of the clips, or to make scripts up
+# that are then spoken, and writes what only somebody who knows English can. Nothing it says is
+# believed: a reply passes the checks of its prompt, or is asked for once more with the complaint,
+# or is dropped and counted. Every reply is kept in llm.jsonl before it is looked at, so that a
+# killed run asks, and pays, for nothing twice.
+
+RULES = """\
+Reply with one JSON object of the schema below, and with nothing before or after it. Plain \
+English in straight letters: no markup, no line breaks, no angle brackets. Wherever a clip is \
+named, it is by its place alone, as "audio 2" or "the second clip", never by a file, a title or \
+an id."""
+PROMPTS = {  # one for each figure of the paper's appendix C, in our words
+    "rephrase": """\
+Somebody asked a question about several audio clips, and the right answer is known. Put that \
+answer the way a friendly listener would say it aloud: one or two sentences, 40 words at the \
+most, in a wording that is not the one you were given. It has to come out as exactly the same \
+answer. Name no clip that the right answer leaves unnamed, and pass no judgement on any other \
+clip.""",
+    "factual": """\
+Make up material for a listening test. Write `claim`, a single statement of 20 words or fewer on \
+the given topic, and K scripts that K different people will read aloud, 6 to 15 words each, easy \
+to say, no two alike. Everything needed to judge the claim is in the scripts, and a script that \
+supports it shares a word of meaning with it. With label Yes each script by itself supports the \
+claim; with label No at least one of them says otherwise or leaves it open. `support` tells it \
+for each script; `style` is a hint for the reader; `rationale` says in 25 words or fewer why the \
+label is right. Never mention a clip's number or place.""",
+    "keywords": """\
+Write n sentences for a speech synthesiser, all on the given topic, 6 to 14 words each. Every one \
+of them holds every keyword, letter for letter. Apart from the keywords and little words such as \
+"the", "in" or "with", no word may occur in all of the sentences, so let each tell of something \
+else. A word of `extras` may be used in one sentence, never in two.""",
+    "ordering": """\
+You get the parts of a recording in the order in which they were told. Choose three parts and \
+describe what happens in each in a few words of your own that keep its important nouns, 3 to 15 \
+words. List the three in any order but the true one; `part` says which part each one is from. No \
+description may hint at its place: nothing like first, then, next, later, finally. `question` \
+asks for the order in which things happen, without telling the events again and without numbers. \
+`answer_options` are four different orders of the numbers 1, 2, 3, which are the places of the \
+events in your list, written like "2, 3, 1"; exactly one is right, and `correct_answer` is its \
+letter.""",
+    "rationale": """\
+You get the parts of a recording, and three of its events in the order in which they happen. Say \
+in two or three sentences, 60 words at the most, what makes this order the natural one: what \
+leads to what, and which words show it. Name no clip, no option and no number of an event.""",
+    "dialogue": """\
+You get the turns of a conversation, each a clip of its own, and a question about it. Answer the \
+question in one or two sentences, 45 words at the most. Build the answer around one to four short \
+phrases of the conversation, 1 to 6 words each: every phrase is in the answer word for word, and \
+`quotes` lists it with the number of the clip that says it.""",
+    "entailment": """\
+Invent a small situation and K short monologues about it, one speaker each, which will be spoken \
+by a synthesiser. A monologue has 15 to 60 words that are easy to say. `clip_id` is A1, A2 and so \
+on; `speaker` is one of the given names, which may come again; `instructions` has four short \
+labelled parts: Voice: ... Tone: ... Punctuation: ... Delivery: ... Let at least one fact (a day, \
+an amount, who comes along) be stated in one clip and denied in another, and put in a detail or \
+two that lead nowhere. Then write 5 to 7 questions that can be answered with yes or no, of no two \
+of which the answers disagree. `uses` are the fewest clips that it takes, two or more for at \
+least half of the questions. `evidence_quotes` are one or two phrases, word for word from clips \
+in `uses`. `answer` is a sentence that begins with "Yes, ", "No, " or "Not enough information, "; \
+each of the three occurs. Questions and answers tell clips apart by what is said, never by \
+number, place or id.""",
+    "temporal": """\
+You get, for each of several clips, which sounds it holds, how often, and from when to when in \
+seconds. Write two to five different questions on how often or when a sound is heard, some of \
+them on a single clip, some that compare clips, none to be answered by yes or no. Ask of one \
+sound at a time and call it by its label. An answer is one sentence that names each clip before \
+it says anything of it, gives how often or when, and takes its numbers from the data as they are, \
+times with their decimals. question[k] belongs to answer[k].""",
+    "difference": """\
+You get, for each of several clips, captions and the sounds it holds. Write one to five questions \
+on how the clips differ in what is heard, each about two clips or more. An answer is one or two \
+sentences; it names at least two clips, each before what it says of it, and says of a clip only \
+what its captions and labels say, in their words. Say neither longer nor louder nor anything else \
+that is not in the data. question[k] belongs to answer[k].""",
+    "music": """\
+You get what is known of several pieces of music. Write one question of the given reasoning type \
+that takes listening to all of them, and its answer. The question is single, not two in one, and \
+holds no number, no name of an artist, song or album, and no other detail that a listener cannot \
+hear. Either it asks which piece has most or least of something, or is the only one of its kind; \
+or it asks how pieces differ. The answer is one sentence that begins with the clip that is right, \
+or names every clip before what it says of it, and says nothing that the data do not say. \
+question[k] belongs to answer[k].""",
+}
+TWO_LISTS = {"question": [str], "answer": [str]}
+REPLIES = {  # what a reply holds, as prepare.fits() reads it
+    "rephrase": {"answer": str},
+    "factual": {"claim": str, "label": {"Yes", "No"}, "rationale": str,
+                "clips": [{"support": bool, "text": str, "style": str}]},
+    "keywords": {"sentences": [str]},
+    "ordering": {"events": [{"part": int, "description": str}], "question": str,
+                 "answer_options": dict.fromkeys("ABCD", str), "correct_answer": set("ABCD")},
+    "rationale": {"rationale": str},
+    "dialogue": {"answer": str, "quotes": [{"clip": int, "quote": str}]},
+    "entailment": {"scenario": str,
+                   "clips": [{"clip_id": str, "speaker": str, "instructions": str,
+                              "transcript": str}],
+                   "qa": [{"qid": str, "question": str, "uses": [str], "answer": str,
+                           "evidence_quotes": [{"clip_id": str, "quote": str}]}]},
+    "temporal": TWO_LISTS,
+    "difference": TWO_LISTS,
+    "music": {"reasoning_type": str, **TWO_LISTS},
+}  # fmt: skip
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def schema_of(shape) -> dict:
+    """The JSON schema of a shape."""
+    if isinstance(shape, set):
+        return {"type": "string", "enum": sorted(shape)}
+    if isinstance(shape, list):
+        return {"type": "array", "items": schema_of(shape[0])}
+    if isinstance(shape, dict):
+        fields = {name: schema_of(inner) for name, inner in shape.items()}
+        return {"type": "object", "properties": fields, "required": list(fields),
+                "additionalProperties": False}  # fmt: skip
+    return {"type": TYPES[shape]}
+
+
+# The checks. Each looks at one thing and gives a complaint, "kind: what", or None; a prompt's
+# faults come one after the other, and the first goes back to the model.
+
+
+class Dropped(Exception):
+    """No reply to be had for an item, or none that was good enough; the text says why."""
+
+
+def unless(holds, complaint):
+    return None if holds else complaint
+
+
+def wrong_length(name, text, most, least=1):
+    count = len(words(text))
+    return unless(
+        least <= count <= most, f"length: {name} has {count} words, not {least} to {most}"
+    )
+
+
+def wrong_sentences(text, least, most):
+    count = sum(bool(words(part)) for part in re.split(r"(?<=[.!?])\s+", text))
+    return unless(least <= count <= most, f"length: {count} sentences, not {least} to {most}")
+
+
+def named(text) -> list[int]:
+    """The clips that a text names, in its order."""
+    return list(dict.fromkeys(map(int, re.findall(r"#(\d+)", plain(text)))))
+
+
+def stray(n, text):
+    """A clip is named by a place that there is, and by nothing else."""
+    other = re.search(r"(?i)\b[\w-]+\.(?:wav|flac|mp3|ogg)\b|\bA[1-9]\b|\w/\w", text)
+    return unless(not other, f"reference: {other and other[0]} is no place of a clip") or unless(
+        set(named(text)) <= set(range(1, n + 1)), f"reference: there are {n} clips"
+    )
+
+
+def unplaced(*texts):
+    """The clips will be shuffled, or their order is what is asked for: none may be named."""
+    return unless(not any(map(named, texts)), "reference: no clip may be named by its place")
+
+
+def misquoted(quote, text):
+    """Word for word, whatever the capitals and commas."""
+    inside = f" {' '.join(words(quote))} " in f" {' '.join(words(text))} "
+    return unless(words(quote) and inside, f'quote: "{quote:.60}" is not in "{text:.120}"')
+
+
+def unspeakable(text, least, most, taken):
+    fine = re.fullmatch(r"[A-Za-z0-9 ,.;:!?'\"()-]+", text)
+    return (
+        wrong_length("a script", text, most, least)
+        or unless(fine, f'script: "{text:.60}" has letters that cannot be spoken')
+        or unless(tuple(words(text)) not in taken, f'script: "{text:.60}" is used elsewhere')
+    )
+
+
+def repeated(texts):
+    unlike = {tuple(words(text)) for text in texts}
+    return unless(len(unlike) == len(texts), "script: two texts are the same")
+
+
+# The prompts, one after the other. What a prompt is told, and what must be known to judge the
+# reply, is a Brief; faults(brief, reply) yields complaints; draft(shelf, dice, brief, reply) is a
+# Draft and, if any, what to say before its verdict.
+
+Brief = namedtuple("Brief", "data rows known", defaults=((), {}))
+SUBJECTS = {  # what to write about; words that a sentence on it may share
+    "a garden": "garden seeds water roses spade path hedge bench",
+    "a train journey": "train ticket station window platform luggage seat bridge",
+    "cooking for friends": "kitchen soup bread onions table guests butter oven",
+    "a day at school": "teacher lesson chalk pupils homework desk library bell",
+    "a visit to the sea": "beach waves boat sand harbour gulls towel island",
+    "repairs at home": "hammer ladder paint door roof nails neighbour cupboard",
+    "a village market": "market apples stall basket coins farmer cheese honey",
+    "winter weather": "snow coat frost stove road storm gloves ice",
+    "a small orchestra": "violin concert stage drummer tickets rehearsal singer hall",
+    "an animal shelter": "puppy kitten blanket vet cage visitors food fence",
+}
+
+
+def recited(shelf, dice, texts, names=None) -> tuple[list, dict]:
+    """The scripts as clips, in an order drawn anew, and what the item tells of them. Only a speech
+    server knows the names; elsewhere each stands for some voice of the split."""
+    own, names = shuffled(dice, speakers(shelf.engine, dice.split)), names or [*range(len(texts))]
+    if shelf.engine.kind != "server" or type(names[0]) is int:
+        known = list(dict.fromkeys(names))
+        names = [own[known.index(name) % len(own)] for name in names]
+    told = shuffled(dice, list(zip(texts, names)))
+    try:
+        rows = [spoken(shelf, dice, text, voice) for text, voice in told]
+    except BadInput as mistake:
+        if getattr(mistake, "status", None) in HOPELESS:
+            raise
+        warn(str(mistake))
+        raise Dropped("voice: a script was not spoken") from None
+    return rows, {"made": [{"text": text, "speaker": voice} for text, voice in told]}
+
+
+def material(shelf, dice, tell, n) -> Brief:
+    """What a prompt is told: tried, like an item by rules, until the clips for it are found."""
+    for _ in range(REDRAWN):
+        fate = dice.rng.random(3).tolist()
+        for _ in range(TRIES):
+            try:
+                return tell(shelf, dice, n, fate)
+            except Miss:
+                continue
+    raise Miss
+
+
+def topic_of(dice) -> tuple[str, list]:
+    """What to write about, and words of it in some order: without them it is always the same."""
+    topic = dice.pick(list(SUBJECTS))
+    return topic, shuffled(dice, SUBJECTS[topic].split())
+
+
+def heard_in_each(rows) -> dict:
+    return {i: heard(row) for i, row in enumerate(rows, 1)}
+
+
+def brief_factual(shelf, dice, n, fate) -> Brief:
+    label, (topic, details) = chosen(("Yes", "No"), fate[0]), topic_of(dice)
+    data = {"K": n, "label": label, "topic": topic, "let it be about": details[:2]}
+    return Brief(data, known={"taken": shelf.elsewhere})
+
+
+def faults_factual(brief, reply):
+    clips, wanted = reply["clips"], brief.data["label"]
+    texts, claim = [clip["text"] for clip in clips], reply["claim"]
+    yield unless(len(clips) == brief.data["K"], f"shape: {len(clips)} scripts, not K")
+    yield unless(reply["label"] == wanted, f"label: {reply['label']}, not {wanted}")
+    supported = all(clip["support"] for clip in clips)
+    yield unless(supported == (wanted == "Yes"), f"label: {wanted} is not what `support` says")
+    yield wrong_length("the claim", claim, 20, 3)
+    yield wrong_length("the rationale", reply["rationale"], 25, 3)
+    yield unplaced(claim, reply["rationale"])
+    yield from (unspeakable(text, 6, 15, brief.known["taken"]) for text in texts)
+    yield repeated(texts)
+    for clip in clips:
+        shared = set(content(claim)) & set(content(clip["text"]))
+        told = f'support: "{clip["text"]:.60}" has no word of the claim'
+        yield unless(shared or not clip["support"], told)
+
+
+def draft_factual(shelf, dice, brief, reply):
+    rows, made_up = recited(shelf, dice, [clip["text"] for clip in reply["clips"]])
+    verdict = brief.data["label"].lower()
+    about, gold = {"claim": reply["claim"].rstrip(".")}, yesno_gold(verdict)
+    form = "Do " + ALL + " [support this claim|back this claim|bear this claim out]: {claim}?"
+    return Draft(form, about, rows, heard_in_each(rows), verdict, gold, made_up), reply["rationale"]
+
+
+def brief_keywords(shelf, dice, n, fate) -> Brief:
+    count, (topic, those) = (1 if fate[0] < 0.5 else 2), topic_of(dice)
+    data = {"n": n, "topic": topic, "keywords": sorted(those[:count]), "extras": those[count:]}
+    return Brief(data, known={"taken": shelf.elsewhere})
+
+
+def faults_keywords(brief, reply):
+    sentences, wanted = reply["sentences"], set(brief.data["keywords"])
+    yield unless(len(sentences) == brief.data["n"], f"shape: {len(sentences)} sentences, not n")
+    yield from (unspeakable(text, 6, 14, brief.known["taken"]) for text in sentences)
+    yield repeated(sentences)
+    for text in sentences:
+        lost = wanted - set(words(text))
+        yield unless(not lost, f'keywords: "{text:.60}" lacks {", ".join(sorted(lost))}')
+    more = set.intersection(*(set(content(text)) for text in sentences)) - wanted
+    yield unless(not more, f"keywords: {', '.join(sorted(more))} is in all sentences, too")
+
+
+def draft_keywords(shelf, dice, brief, reply):
+    rows, made_up = recited(shelf, dice, reply["sentences"])
+    shared = brief.data["keywords"]
+    form = "[Which|What] [keywords|content words] [are common to|come up in|are in] " + ALL + "?"
+    gold = {"type": "keywords", "value": shared}
+    return Draft(form, {}, rows, heard_in_each(rows), ", ".join(shared), gold, made_up), None
+
+
+PLACE_WORDS = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|last|final|finally|lastly|then|next|later|earlier|after"
+    r"|afterwards?|before|begins?|beginning|starts?|starting|ends?|ending|initially|eventually"
+    r"|originally|ultimately|subsequently|previously|opening|closing|meanwhile|middle|followed"
+    r"|following|concludes?|conclusion)\b"
+)
+
+
+def told_in_a_row(shelf, dice, kind, n) -> list[dict]:
+    """So many parts of a story or dialogue, one after the other; none where none is so long."""
+    if not (stories := shelf.stories(kind, n)):
+        return []
+    group = shelf.groups[dice.pick(stories)]
+    start = int(dice.rng.integers(len(group) - n + 1))
+    return [shelf.row(number) for _, number in group[start : start + n]]
+
+
+def brief_ordering(shelf, dice, n, fate) -> Brief:
+    need(n > 2)
+    kind = "turn" if fate[1] < 0.3 else "order"
+    told = told_in_a_row(shelf, dice, kind, n) or told_in_a_row(shelf, dice, "order", n)
+    need(told and len({heard(row) for row in told}) == n)
+    parts = [{"part": k, "heard": heard(row)} for k, row in enumerate(told, 1)]
+    return Brief({"parts": parts}, shuffled(dice, told), {"told": told})
+
+
+def faults_ordering(brief, reply):
+    events, told = reply["events"], [set(content(heard(row))) for row in brief.known["told"]]
+    parts = [event["part"] for event in events]
+    fine = len(set(parts)) == len(events) == 3 and set(parts) <= set(range(1, len(told) + 1))
+    yield unless(fine, "events: three of three different parts are wanted")
+    yield unless(parts != sorted(parts), "events: they are listed in their true order")
+    for event in events:
+        text, own = event["description"], set(content(event["description"]))
+        yield wrong_length("a description", text, 15, 3)
+        hint = PLACE_WORDS.search(text.casefold())
+        yield unless(not hint, f"hint: {hint and hint[0]} tells where an event belongs")
+        common = [len(own & those) for those in told]
+        best = common.pop(event["part"] - 1) > max(common)
+        yield unless(best, f'events: "{text:.60}" is not what part {event["part"]} tells')
+    question, options = reply["question"], reply["answer_options"]
+    yield wrong_length("the question", question, 25, 3)
+    yield unless(
+        "?" in question and not re.search(r"\d", question), "question: one without numbers, please"
+    )
+    yield unplaced(question, *(event["description"] for event in events))
+    plainly = all(re.fullmatch("[123], ?[123], ?[123]", options[letter]) for letter in "ABCD")
+    yield unless(plainly, 'options: each is an order like "2, 3, 1"')
+    orders = {letter: tuple(re.findall(r"\d", options[letter])) for letter in "ABCD"}
+    different = len(set(orders.values())) == 4 and all(len(set(o)) == 3 for o in orders.values())
+    yield unless(different, "options: four different orders are wanted")
+    right = tuple(str(parts.index(part) + 1) for part in sorted(parts))
+    letter = reply["correct_answer"]
+    yield unless(orders[letter] == right, f"options: {letter} is not the order of the parts")
+
+
+def draft_ordering(shelf, dice, brief, reply):
+    """The events and the options get new places: a model has favourites."""
+    events = shuffled(dice, list(enumerate(reply["events"], 1)))
+    place = {str(old): str(new) for new, (old, _) in enumerate(events, 1)}
+    options = {
+        letter: ", ".join(place[old] for old in re.findall(r"\d", reply["answer_options"][letter]))
+        for letter in "ABCD"
+    }
+    right, choices = options[reply["correct_answer"]], shuffled(dice, list(options.values()))
+    lettered = {text: f"{letter}: {text}" for letter, text in zip("ABCD", choices)}
+    events = (f"({k}) {event['description'].rstrip('.')}" for k, (_, event) in enumerate(events, 1))
+    about = {"question": reply["question"], "events": "; ".join(events),
+             "choices": "; ".join(lettered.values())}  # fmt: skip
+    form, verdict = (
+        "{question} {events}. [Choose one|Choose|One is right]: {choices}.",
+        lettered[right],
+    )
+    gold = {"type": "choice", "value": right, "choices": choices}
+    says = heard_in_each(brief.rows)
+    return Draft(form, about, brief.rows, says, verdict, gold, {"choices": choices}), None
+
+
+def brief_rationale(brief, reply) -> Brief:
+    events = sorted(reply["events"], key=lambda event: event["part"])
+    return Brief({**brief.data, "events": [event["description"] for event in events]})
+
+
+def faults_rationale(brief, reply):
+    text = reply["rationale"]
+    yield wrong_sentences(text, 2, 3)
+    yield wrong_length("the rationale", text, 60, 6)
+    yield unplaced(text)
+    numbered = re.search(r"\d|\b(?:option|answer|[A-D])\b(?!')", text.replace("A ", " "))
+    yield unless(not numbered, "reference: no option and no number, please")
+
+
+ASPECTS = {  # of a dialogue: how to ask for it
+    "causal": "[What makes the speaker say|What leads the speaker to say|Why does the speaker say"
+    "|For what reason does somebody say|What is the reason to say] {quote} [in|at] {turn}?",
+    "coherence": "[How do|In what way do] [the turns|these turns|the clips] [hang together|build on"
+    " one another|form one conversation|fit together]?",
+    "grounding": "[What do|Which things do] [the speakers|both speakers] [take for granted|already"
+    " know|assume to be known|need not explain]?",
+    "pragmatic": "[What do the speakers want to get done|What is this conversation for|What are the"
+    " speakers after|What does this exchange achieve|What purpose does the talk serve]?",
+}
+
+
+def brief_dialogue(shelf, dice, n, fate) -> Brief:
+    rows = told_in_a_row(shelf, dice, "turn", n)
+    need(rows and all(said_in(row) for row in rows))
+    aspect, turn = chosen(list(ASPECTS), fate[1]), 2 + int(fate[2] * (n - 1))
+    about = {"turn": audio(turn), "quote": quote(rows[turn - 1])}
+    question = filled(phrase(dice, ASPECTS[aspect]), about)
+    turns = [{"clip": k, "speaker": row["dialogue"].get("speaker", row.get("speaker", "?")),
+              "says": row["transcript"]} for k, row in enumerate(rows, 1)]  # fmt: skip
+    return Brief({"aspect": aspect, "turns": turns, "question": question}, rows)
+
+
+def faults_dialogue(brief, reply):
+    answer, quotes, n = reply["answer"], reply["quotes"], len(brief.rows)
+    yield wrong_sentences(answer, 1, 2)
+    yield wrong_length("the answer", answer, 45, 5)
+    yield stray(n, answer)
+    yield unless(1 <= len(quotes) <= 4, f"quote: {len(quotes)} quotes, not 1 to 4")
+    for said in quotes:
+        yield unless(1 <= said["clip"] <= n, f"quote: there is no clip {said['clip']}")
+        yield misquoted(said["quote"], brief.rows[said["clip"] - 1]["transcript"])
+        yield wrong_length("a quote", said["quote"], 6)
+        yield unless(content(said["quote"]), f'quote: "{said["quote"]}" means nothing by itself')
+        yield misquoted(said["quote"], answer)
+
+
+def draft_dialogue(shelf, dice, brief, reply):
+    answer = reply["answer"].rstrip(".")
+    slots = list(dict.fromkeys(said["quote"] for said in reply["quotes"]))
+    gold, about = (
+        text_gold(answer, [[slot] for slot in slots]),
+        {"question": brief.data["question"]},
+    )
+    says, more = heard_in_each(brief.rows), {"aspect": brief.data["aspect"]}
+    return Draft("{question}", about, brief.rows, says, answer, gold, more), None
+
+
+VERDICTS = {"Yes, ": "yes", "No, ": "no", "Not enough information, ": "nei"}
+LINES = r"Voice: \S.*Tone: \S.*Punctuation: \S.*Delivery: \S.*"
+
+
+def verdict_of(answer):
+    return next((told for opening, told in VERDICTS.items() if answer.startswith(opening)), None)
+
+
+def brief_entailment(shelf, dice, n, fate) -> Brief:
+    need(3 <= n <= 5)
+    verdict, (topic, details) = chosen(("yes", "no", "nei"), fate[0]), topic_of(dice)
+    data = {"K": n, "topic": topic, "let it be about": details[:3]}
+    data["speakers"] = TEN[dice.split].split()
+    return Brief(data, known={"verdict": verdict, "taken": shelf.elsewhere})
+
+
+def faults_entailment(brief, reply):
+    clips, asked, n = reply["clips"], reply["qa"], brief.data["K"]
+    said = {clip["clip_id"]: clip["transcript"] for clip in clips}
+    ids = [f"A{k}" for k in range(1, n + 1)]
+    yield unless([clip["clip_id"] for clip in clips] == ids, f"shape: clips {', '.join(ids)}")
+    for clip in clips:
+        fine = clip["speaker"] in brief.data["speakers"]
+        yield unless(fine, f"speaker: {clip['speaker']:.20} is none of the names")
+        fine = re.fullmatch(LINES, clip["instructions"])
+        yield unless(fine, "instructions: Voice, Tone, Punctuation and Delivery, in this order")
+        yield unspeakable(clip["transcript"], 15, 60, brief.known["taken"])
+    yield repeated(list(said.values()))
+    yield unless(5 <= len(asked) <= 7, f"shape: {len(asked)} questions, not 5 to 7")
+    for qa in asked:
+        yield from faults_of_qa(qa, said)
+    several = sum(len(set(qa["uses"])) > 1 for qa in asked)
+    yield unless(2 * several >= len(asked), "uses: half of the questions take two clips or more")
+    unlike = {tuple(words(qa["question"])) for qa in asked}
+    yield unless(len(unlike) == len(asked), "question: one is asked twice")
+    fine = any(verdict_of(qa["answer"]) == brief.known["verdict"] for qa in asked)
+    yield unless(fine, "answer: each of the three verdicts is to occur")
+
+
+def faults_of_qa(qa, said):
+    quotes, text = qa["evidence_quotes"], qa["answer"]
+    yield unless(qa["uses"] and set(qa["uses"]) <= said.keys(), "uses: ids of the clips are wanted")
+    yield unless(1 <= len(quotes) <= 2, "quote: one or two for each question")
+    for given in quotes:
+        yield unless(given["clip_id"] in qa["uses"], "quote: it is from a clip in `uses`")
+        yield misquoted(given["quote"], said[given["clip_id"]])
+    yield unless(verdict_of(text), f'answer: "{text:.40}" does not begin with a verdict')
+    yield wrong_length("an answer", text, 40, 2)
+    yield wrong_length("a question", qa["question"], 30, 3)
+    yield unless(qa["question"].endswith("?"), "question: it ends with ?")
+    yield stray(0, f"{qa['question']} {text}")
+
+
+def draft_entailment(shelf, dice, brief, reply):
+    """One of its questions, of those with the verdict that this item is to have."""
+    verdict, clips = brief.known["verdict"], reply["clips"]
+    qa = dice.pick([qa for qa in reply["qa"] if verdict_of(qa["answer"]) == verdict])
+    texts, names = ([clip[field] for clip in clips] for field in ("transcript", "speaker"))
+    rows, made_up = recited(shelf, dice, texts, names)
+    told = {"nei": "not enough information"}.get(verdict, verdict)
+    form = "{question} [Answer|Say] yes, no or not enough information."
+    gold = yesno_gold(verdict, ("yes", "no", "nei"))
+    more = {**made_up, "quotes": [given["quote"] for given in qa["evidence_quotes"]]}
+    about = {"question": qa["question"]}
+    return Draft(form, about, rows, heard_in_each(rows), told, gold, more), qa["answer"]
+
+
+# What is said of sounds and of music can be looked up. An answer is cut at the clips that it
+# names; what follows a clip's name is said of that clip.
+
+NEGATED = re.compile(r"\b(?:no|not|without|lacks?|lacking|absent|never|neither|nor)\b|n't\b")
+NUMERAL = re.compile(r"(?<![\w.#])(\d+(?:\.\d+)?)(?:\s*(s\b|sec\w*))?|\b(once|twice)\b")
+EXTREMES = (  # how a question asks for the most or the least, of the times that a sound has
+    (r"\b(?:most|highest|greatest|more)\b", max, lambda spans: len(spans)),
+    (r"\b(?:fewest|least|lowest|less|fewer)\b", min, lambda spans: len(spans)),
+    (r"\blong(?:est|er)\b", max, lambda spans: spans and max(off - on for on, off in spans)),
+    (r"\bshort(?:est|er)\b", min, lambda spans: spans and min(off - on for on, off in spans)),
+    (r"\b(?:earli(?:est|er)|first|soonest|sooner)\b", min, lambda spans: spans and spans[0][0]),
+    (r"\b(?:latest|later)\b", max, lambda spans: spans and spans[0][0]),
+)
+SUPERLATIVES = set("most high great more few least low less long short earl first soon lat".split())
+TIMING = set(
+    "time interval span start begin end last occur happen number count frequenc second often many "
+    "until once twice".split()
+)
+RELATING = set(  # words that say how sounds and clips relate, and nothing that could be wrong
+    "also any audio audios audible both clip clips compare compared comparing contain contains "
+    "contrast differ difference differences different differs does distinguish distinguishes else "
+    "event events feature features hear heard hold holds include includes instead kind kinds main "
+    "occur occurs only other others place present recording recordings sound sounds there together "
+    "track tracks two three four five whereas while only across among between way each one".split()
+)  # fmt: skip
+
+
+def stem(word) -> str:
+    return re.sub(r"(?:ing|es|ed|s|e)$", "", word) if len(word) > 4 else word
+
+
+def mention(label, text):
+    """How a text names a sound: "a dog is barking" names "dog bark"; None if it does not."""
+    parts = [re.escape(stem(word)) for word in words(label)]
+    found = re.search(r"\b" + r"\w*[\s,]+(?:is\s+|are\s+)?".join(parts) + r"\w*", text)
+    return found[0] if found and parts else None
+
+
+def by_clip(text) -> list[tuple]:
+    """[(clip, what is said of it)]; 0 for what comes before any, unless there is but one."""
+    before, *pieces = re.split(r"#(\d+)", plain(text))
+    said = [(int(clip), told) for clip, told in zip(pieces[::2], pieces[1::2])]
+    if len({clip for clip, _ in said}) == 1:
+        return [(said[0][0], before), *said]
+    return [(0, before), *said]
+
+
+def clauses(text) -> list[str]:
+    return re.split(r"[,;.](?!\d)|\b(?:but|while|whereas|and)\b", text)
+
+
+def numbers_in(text) -> list[tuple]:
+    """[(as it stands, value, decimals or None for a count)]"""
+    found = []
+    for number, unit, word in NUMERAL.findall(text):
+        decimals = len(number.partition(".")[2])
+        value = float(number) if number else 1 + (word == "twice")
+        found.append((number or word, value, decimals if unit or decimals else None))
+    return found
+
+
+def wrong_numbers(row, labels, text):
+    """A whole number is a count of one of the sounds, any other a time of one."""
+    counts = [count_of(row, label) for label in labels]
+    times = [time for label, on, off in row["events"] if label in labels for time in (on, off)]
+    for told, value, decimals in numbers_in(text):
+        close = 0.5 * 10 ** -(decimals or 0) + 1e-9
+        fine = value in counts if decimals is None else any(abs(t - value) < close for t in times)
+        if not fine:
+            return f"numbers: {told} is neither a count nor a time of {', '.join(labels)} there"
+    return None
+
+
+def wrong_choice(rows, question, answer):
+    """Of the clips that a question leaves open, the answer begins with the right one, or names
+    all that are right."""
+    asked = [label for label in all_sounds(rows) if mention(label, plain(question))]
+    open_to, told = named(question) or list(range(1, len(rows) + 1)), named(answer)
+    if len(open_to) == 1:
+        return unless(told == open_to, "answer: it is about the clip that was asked for")
+    if len(asked) != 1 or NEGATED.search(plain(question)):
+        return "question: ask of one sound, and of its presence"
+    spans = {i: sorted(e[1:] for e in rows[i - 1]["events"] if e[0] == asked[0]) for i in open_to}
+    for pattern, end, measure in EXTREMES:
+        if re.search(pattern, plain(question)):
+            values = {i: measure(those) for i, those in spans.items() if measure(those) != []}
+            best = [i for i in values if values[i] == end(values.values())]
+            return unless(best == told[:1], f"answer: of audio {best} that is true, if of one")
+    there = [i for i in open_to if spans[i]]
+    return unless(sorted(told) == there, f"answer: {asked[0]} is in audio {there}")
+
+
+def all_sounds(rows) -> list[str]:
+    return list(dict.fromkeys(label for row in rows for label in sounds_of(row)))
+
+
+def event_rows(shelf, dice, n):
+    """Clips whose events are known, some sound in two of them."""
+
+    def fits(row):
+        return 0 < len(row.get("events", ())) <= 12 and 0 < len(sounds_of(row)) <= 5
+
+    first = shelf.draw(dice, ("kind", "sound"), 1, fits)
+    like = ("label", dice.pick(sounds_of(first[0])))
+    rows = first + shelf.draw(dice, like, 1, fits, first)
+    return shuffled(dice, rows + shelf.draw(dice, ("kind", "sound"), n - 2, fits, rows))
+
+
+def spans_told(row, label) -> list[str]:
+    return [f"{on:.1f}-{off:.1f}" for name, on, off in row["events"] if name == label]
+
+
+def brief_sounds(shelf, dice, n, fate) -> Brief:
+    rows = event_rows(shelf, dice, n)
+    need(len({frozenset(sounds_of(row)) for row in rows}) > 1)
+    clips = [{"audio": i, "captions": row.get("captions", [])[:2], "sounds": [
+        {"label": label, "times": count_of(row, label), "seconds": spans_told(row, label)}
+        for label in sounds_of(row)]} for i, row in enumerate(rows, 1)]  # fmt: skip
+    return Brief({"clips": clips}, rows)
+
+
+def sounds_at(row) -> str:
+    return "; ".join(f"{label} {', '.join(spans_told(row, label))}" for label in sounds_of(row))
+
+
+def faults_temporal(brief, question, answer):
+    rows, said = brief.rows, by_clip(answer)
+    asked = [label for label in all_sounds(rows) if mention(label, plain(question))]
+    yield unless(asked, "question: it names no sound of these clips by its label")
+    known = known_words(rows) | TIMING
+    strange = strange_words(known | SUPERLATIVES, plain(question))
+    yield unless(not strange, f"question: {', '.join(strange)} cannot be looked up")
+    strange = strange_words(known | {stem(word) for word in words(question)}, plain(answer))
+    yield unless(not strange, f"sound: {', '.join(strange)} cannot be looked up")
+    yield unless(verdict_of(answer) is None, "question: not one for yes or no")
+    yield unless(named(answer), "reference: the answer names no clip")
+    for i, text in said:
+        there = [label for label in all_sounds(rows) if mention(label, text)]
+        if i == 0:
+            early = there or numbers_in(text)
+            yield unless(not early, "reference: name a clip before what it holds")
+            continue
+        for clause in clauses(text):
+            none = NEGATED.search(clause) or any(value == 0 for _, value, _ in numbers_in(clause))
+            strange = [label for label in there if label not in sounds_of(rows[i - 1])]
+            strange = [label for label in strange if not none and mention(label, clause)]
+            yield unless(not strange, f"sound: audio {i} does not hold {listed(strange)}")
+        yield wrong_numbers(rows[i - 1], there or asked, text)
+    told = any(numbers_in(text) for _, text in said)
+    yield unless(told, "numbers: the answer says neither how often nor when")
+    yield wrong_choice(rows, question, answer)
+
+
+def facts_temporal(rows, question, answer) -> list:
+    numbers = [told for _, text in by_clip(answer) for told, _, _ in numbers_in(text)]
+    return [[audio(i)] for i in named(answer)] + [[told] for told in dict.fromkeys(numbers)]
+
+
+def known_words(rows) -> set:
+    texts = (text for row in rows for text in (*row.get("captions", ()), *sounds_of(row)))
+    return {stem(word) for text in texts for word in words(text)}
+
+
+def strange_words(known, text):
+    """The words of meaning in a text that are not known of a clip."""
+    text = NUMERAL.sub(" ", re.sub(r"#\d+", " ", text))
+    return [
+        word for word in content(text)
+        if word not in RELATING and not word.isdecimal() and not any(
+            stem(word).startswith(own) or own.startswith(stem(word)) for own in known if own[2:]
+        )
+    ]  # fmt: skip
+
+
+def faults_difference(brief, question, answer):
+    rows, told = brief.rows, named(answer)
+    strange = strange_words(known_words(rows), plain(question))
+    yield unless(not strange, f"sound: {', '.join(strange)} is in none of the clips")
+    yield unless(len(told) > 1, "reference: the answer names fewer than two clips")
+    for i, text in by_clip(answer):
+        own = known_words([rows[i - 1]]) if i else set()
+        for clause in clauses(text):
+            if NEGATED.search(clause):  # of what another clip has
+                missing = strange_words(known_words(rows), clause) or not strange_words(own, clause)
+                yield unless(not missing, f"sound: audio {i} does hold, or none, {clause:.60}")
+                continue
+            strange = strange_words(own, clause)
+            yield unless(not strange, f"sound: {', '.join(strange)} is not known of audio {i}")
+            labels = sounds_of(rows[i - 1]) if i else []
+            labels = [label for label in labels if mention(label, clause)] or labels
+            yield wrong_numbers(rows[i - 1], labels, clause)
+    facts = facts_difference(rows, question, answer)
+    yield unless(facts, "sound: the answer names no sound by its label")
+    alone = [label for label in all_sounds(rows) if mention(label, plain(answer))
+             and len({label in sounds_of(rows[i - 1]) for i in told}) > 1]  # fmt: skip
+    yield unless(alone, "sound: what the answer says of these clips is true of all of them")
+    if re.search(r"\bwhich\b", question.casefold()):
+        yield wrong_choice(rows, question, answer)
+
+
+def facts_difference(rows, question, answer) -> list:
+    """Clips, and of each the sounds that it is said to hold."""
+    facts = []
+    for i, text in by_clip(answer):
+        for clause in clauses(text):
+            for label in sounds_of(rows[i - 1]) if i and not NEGATED.search(clause) else ():
+                if found := mention(label, clause):
+                    facts += [[audio(i)], dict.fromkeys([found, *ways(label)])]
+    return [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
+
+
+REASONING = {  # the ways to reason about music, and what must be known for each
+    "instruments and vocals": ("instrument",), "tempo and rhythm": ("tempo",),
+    "tonality and key": ("mode", "key"), "dynamics and loudness": ("dynamics", "energy"),
+    "language and vocal style": ("language",), "genre and style": ("valence", "danceability"),
+    "form and structure": ("dynamics",),
+}  # fmt: skip
+MORE, LESS = (
+    r"\b(?:more|most|higher|highest|greater|greatest)\b",
+    r"\b(?:less|least|lower|lowest)\b",
+)
+MUSIC_EXTREMES = [(rf"\b(?:fast|quick)(?:er|est)\b|{MORE}.{{0,12}}\btempo", "tempo", max),
+                  (rf"\bslow(?:er|est)\b|{LESS}.{{0,12}}\btempo", "tempo", min)]  # fmt: skip
+MUSIC_EXTREMES += [
+    (rf"{word}.{{0,24}}\b{root}", field, end)
+    for field, root in (("energy", "energ"), ("valence", "(?:cheer|happy)"),
+                        ("danceability", "danc"))
+    for word, end in ((MORE, max), (LESS, min))
+]  # fmt: skip
+NAMES = ("artist", "song", "album", "title", "release")  # what nobody can hear
+
+
+def brief_music(shelf, dice, n, fate) -> Brief:
+    rows = shelf.draw(dice, ("kind", "music"), n, lambda row: "music" in row)
+    kinds = [kind for kind, fields in REASONING.items()
+             if all(any(field in row["music"] for field in fields) for row in rows)]  # fmt: skip
+    kind = chosen(kinds, fate[1])
+    clips = [{"audio": i, **row["music"], "captions": row.get("captions", [])[:2]}
+             for i, row in enumerate(rows, 1)]  # fmt: skip
+    return Brief({"reasoning_type": kind, "clips": clips}, rows)
+
+
+def traits(row) -> list[str]:
+    """The words for what a piece is."""
+    music = row["music"]
+    return [music[field] for field in ("instrument", "mode", "key", "dynamics", "language")
+            if isinstance(music.get(field), str)]  # fmt: skip
+
+
+def traits_in(rows, text) -> list[str]:
+    """The words of that kind in a text, of all that these pieces or the world have. The A of "in a
+    minor key" is none."""
+    tonic = re.findall(
+        r"\b([a-g][#\u266f]?) (?:major|minor)(?! (?:key|mode|piece|scale|tune))", text
+    )
+    tonic += re.findall(r"\bkey of ([a-g][#\u266f]?)", text)
+    found = [key for key in KEYS if key.casefold() in tonic]
+    every = dict.fromkeys([*INSTRUMENTS, *TRIADS, *DYNAMICS])
+    every |= dict.fromkeys(trait for row in rows for trait in traits(row) if trait not in KEYS)
+    return found + [trait for trait in every if mention(trait, text)]
+
+
+def right_track(rows, question):
+    """The one piece that a question can mean, or None."""
+    text, found = plain(question), []
+    for pattern, field, end in MUSIC_EXTREMES:
+        values = [row["music"].get(field) for row in rows]
+        if re.search(pattern, text) and None not in values:
+            best, second, *_ = sorted(values, reverse=end is max)
+            found.append({values.index(best)} if apart(SCALES[field], best, second) else set())
+    for trait in traits_in(rows, text):
+        found.append({k for k, row in enumerate(rows) if trait in traits(row)})
+    both = set.intersection(*found) if found else set()
+    return min(both) + 1 if len(both) == 1 else None
+
+
+def faults_music(brief, question, answer):
+    rows, told = brief.rows, named(answer)
+    names = [str(row["music"][name]) for row in rows for name in NAMES if name in row["music"]]
+    leaked = [name for name in names if not misquoted(name, f"{question} {answer}")]
+    yield unless(not leaked, f"leak: {', '.join(leaked)} cannot be heard")
+    bare = re.sub(r"#\d+", " ", tag_clips(question.casefold()))
+    yield unless(not re.search(r"\d", bare), "leak: the question holds numbers")
+    nested = re.search(r"\b(?:and|or)\s+(?:which|what|who|how|why|when|where)\b", bare)
+    yield unless(bare.count("?") == 1 and not nested, "question: more than one in one")
+    for i, text in by_clip(answer):
+        fields = rows[i - 1]["music"] if i else {}
+        values = [value for value in fields.values() if type(value) in (int, float)]
+        for number, value, decimals in numbers_in(text):
+            close = 0.5 * 10 ** -(decimals or 0) + 1e-9
+            near = any(abs(own - value) < close for own in values)
+            yield unless(near, f"numbers: {number} is not known of audio {i}")
+        said = traits_in(rows, f" {text} ")
+        wrong = [trait for trait in said if not i or trait not in traits(rows[i - 1])]
+        yield unless(not wrong, f"music: {', '.join(wrong)} is not known of audio {i}")
+    right = facts_music(rows, question, answer)
+    yield unless(right is not None, "question: it has no single answer in what is known")
+    if type(right) is int:
+        yield unless(told[:1] == [right], f"answer: audio {right} is right")
+    else:
+        yield unless(len(told) > 1 < len(right), "answer: name two clips, and what they are")
+        said = {tuple(traits_in(rows, f" {text} ")) for i, text in by_clip(answer) if i}
+        yield unless(len(said) > 1, "answer: it says the same of all")
+
+
+def facts_music(rows, question, answer):
+    """The clip that a question asks for, or what the answer says of each."""
+    if re.search(r"\bwhich\b", question.casefold()):
+        return right_track(rows, question)
+    said = [(i, traits_in(rows, f" {text} ")) for i, text in by_clip(answer) if i]
+    facts = [[fact] for i, those in said if those for fact in (audio(i), *those)]
+    facts = [fact for fact in facts if fact != ["A"]]  # a key that reads like an article
+    return [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
+
+
+def music_is(row) -> str:
+    music = row["music"]
+    numbers = [SCALES[name].told(music[name], None)
+               for name in ("tempo", "energy", "valence") if name in music]  # fmt: skip
+    return ", ".join([*traits(row), *numbers])
+
+
+def faults_of_lists(faults, brief, reply):
+    """Of parallel lists: one pair without a fault is enough, and the others are passed over."""
+    questions, answers = reply["question"], reply["answer"]
+    same = len(questions) == len(answers)
+    yield unless(same, f"lists: {len(questions)} questions, {len(answers)} answers")
+    yield unless(1 <= len(questions) <= 8, f"lists: {len(questions)} questions")
+    found = [next(filter(None, pair_faults(faults, brief, q, a)), None)
+             for q, a in zip(questions, answers)]  # fmt: skip
+    yield None if None in found else found[0]
+
+
+def pair_faults(faults, brief, question, answer):
+    yield wrong_length("a question", question, 35, 3)
+    yield unless(question.endswith("?"), "question: it ends with ?")
+    yield wrong_length("an answer", answer, 60, 2)
+    yield wrong_sentences(answer, 1, 2)
+    yield stray(len(brief.rows), f"{question} {answer}")
+    yield from faults(brief, question, answer)
+
+
+def draft_of_lists(faults, facts_in, evidence, shelf, dice, brief, reply):
+    fine = [(q, a) for q, a in zip(reply["question"], reply["answer"])
+            if not any(pair_faults(faults, brief, q, a))]  # fmt: skip
+    question, answer = dice.pick(fine)
+    facts, about = facts_in(brief.rows, question, answer), {"question": question}
+    says = {i: evidence(row) for i, row in enumerate(brief.rows, 1)}
+    draft = partial(Draft, "{question}", about, brief.rows, says)
+    if type(facts) is int:
+        return draft(audio(facts), clip_gold(facts)), answer
+    answer = answer.rstrip(".")
+    return draft(answer, text_gold(answer, facts)), None
+
+
+def pairs(brief, faults, facts_in, evidence) -> tuple:
+    draft = partial(draft_of_lists, faults, facts_in, evidence)
+    return brief, partial(faults_of_lists, faults), draft
+
+
+ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it makes
+    "factual": (brief_factual, faults_factual, draft_factual),
+    "keywords": (brief_keywords, faults_keywords, draft_keywords),
+    "ordering": (brief_ordering, faults_ordering, draft_ordering),
+    "dialogue": (brief_dialogue, faults_dialogue, draft_dialogue),
+    "entailment": (brief_entailment, faults_entailment, draft_entailment),
+    "temporal": pairs(brief_sounds, faults_temporal, facts_temporal, sounds_at),
+    "difference": pairs(brief_sounds, faults_difference, facts_difference, sounds_at),
+    "music": pairs(brief_music, faults_music, facts_music, music_is),
+}
+WRITTEN = {  # task: the prompts that write it
+    "comparison": ("difference", "music"), "contrast": ("difference",), "keyword": ("keywords",),
+    "entailment": ("entailment",), "factual": ("factual",), "aqa": ("dialogue",),
+    "order": ("ordering",), "temporal": ("temporal",),
+}  # fmt: skip
+
+
+def faults_rephrase(brief, reply):
+    """The same answer, and nothing of clips that it is not about."""
+    item, answer = brief.known, reply["answer"]
+    told, gold = item["meta"]["verdict"], item["gold"]
+    about = "" if gold["type"] == "clip" else item["question"].replace("<sound-", "<")
+    yield wrong_sentences(answer, 1, 2)
+    yield wrong_length("the answer", answer, 40, 2)
+    yield stray(len(item["clips"]), answer)
+    more = set(named(answer)) - set(named(told)) - set(named(about))
+    yield unless(not more, f"reference: {audios(more) if more else ''} is not in the right answer")
+    yield unless(score(gold, answer) == 1, "score: it does not come out as the right answer")
+
+
+REPHRASED = ("choice", "yesno", "clip", "order", "count", "span")  # what has one right answer
+
+
+# The model behind it. Replies are kept by what was asked, whatever else of a run changes.
+
+MOST = 2048  # tokens of a reply, and twice that where it was cut off
+WARMTH = 0.8  # temperature
+PATIENCE = (10, 600)  # seconds to connect, and to wait for a reply, which comes as a whole
+HOPELESS = 0, 401, 402, 403, 404  # nobody there, or nobody who would answer: the next is no better
+NO_CONTEXT = r"context[ _]length|maximum context|too many tokens|prompt is too long"
+NO_FORMAT = r"response_format|json_schema|schema|structured|guided|grammar"
+
+
+def tidy(value):
+    """A reply's texts on one line and without characters that show nothing."""
+    if isinstance(value, str):
+        return " ".join(clean(value, keep="\n\t").split())
+    if isinstance(value, list):
+        return [tidy(each) for each in value]
+    return {key: tidy(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def find_object(text, shape):
+    """The first object of that shape in a reply: bare, fenced, after thoughts or inside prose."""
+    text = re.sub(r"<think>.*\Z", " ", text.rpartition("</think>")[2], flags=re.DOTALL)
+    for match in itertools.islice(re.finditer("{", text[:40_000]), 100):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        if fits(value := tidy(value), shape):
+            return value
+    return None
+
+
+def marked(value):
+    """Text that would be taken for a clip's place in a prompt."""
+    found = re.search(r"(?i)<\W*(?:sound|audio)", json.dumps(value))
+    return unless(not found, "marker: no < and no > in any text")
+
+
+class Writer:
+    """A language model: what it was asked and said, what that cost and what came of it."""
+
+    def __init__(self, url, model, journal, threads=8, per_minute=0, price=(0, 0), engine=FORMANT):
+        base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+        self.url, self.model, self.engine = f"{base}/v1/chat/completions", model, engine
+        self.key = os.environ.get("OPENAI_API_KEY") or None
+        self.threads, self.pace, self.price = threads, 60 / per_minute if per_minute else 0, price
+        self.lock, self.free_at, self.plain, self.gone = Lock(), 0.0, False, None
+        self.outcomes = defaultdict(Counter)  # prompt -> what became of its items
+        self.new, self.old = Counter(), Counter()  # replies and tokens, now and in earlier runs
+        self.places = {}  # hash of what was asked -> where the journal has the reply
+        self.journal = open(journal, "a+b")
+        try:
+            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{journal}: expected one run at a time, found another") from None
+        self.read_journal()
+
+    def read_journal(self):
+        """What earlier runs heard. A line that was torn when they were killed goes."""
+        self.journal.seek(0)
+        end = 0
+        for line in self.journal:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                self.note(json.loads(line), end, len(line), self.old)
+            except (ValueError, LookupError, TypeError):
+                raise BadInput(f"{self.journal.name}: byte {end}: expected a reply") from None
+            end += len(line)
+        self.journal.truncate(end)
+
+    def note(self, record, start, length, into):
+        self.places[record["key"]] = start, length
+        self.plain |= record.get("refused") == "response_format" and record["model"] == self.model
+        into.update(replies=1, read=record["usage"][0], written=record["usage"][1])
+
+    def recall(self, key):
+        if key not in self.places:
+            return None
+        start, length = self.places[key]
+        return json.loads(os.pread(self.journal.fileno(), length, start))
+
+    def keep(self, key, **record):
+        """On the disk, before anybody looks at it."""
+        record = {"key": key, "model": self.model, "usage": [0, 0], **record}
+        line = json.dumps(record).encode() + b"\n"
+        with self.lock:
+            start = self.journal.seek(0, os.SEEK_END)
+            self.journal.write(line)
+            self.journal.flush()
+            os.fsync(self.journal.fileno())
+            self.note(record, start, len(line), self.new)
+        return record
+
+    def exchange(self, name, messages, seed, most) -> dict:
+        """A reply to these messages, from the journal or the server: {content, finish}."""
+        while True:
+            body = {"model": self.model, "messages": messages, "temperature": WARMTH,
+                    "seed": seed, "max_tokens": most}  # fmt: skip
+            if not self.plain:
+                schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
+                body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+            record = self.recall(key) or self.send(key, body)
+            if record.get("refused") == "response_format":  # so the schema in the prompt must do
+                continue
+            if "refused" in record:
+                raise Dropped(record["refused"])
+            return record
+
+    def send(self, key, body) -> dict:
+        with self.lock:  # each waits for its own turn, however many there are
+            now = time.monotonic()
+            turn = self.free_at = max(now, self.free_at + self.pace)
+        time.sleep(turn - now)
+        if self.gone:  # another thread was told so
+            raise self.gone
+        try:
+            reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
+        except Refused as refused:
+            if refused.status in (400, 413, 422) and re.search(NO_CONTEXT, refused.reply, re.I):
+                return self.keep(key, refused="context length")
+            if refused.status in (400, 422) and "response_format" in body:
+                if re.search(NO_FORMAT, refused.reply, re.I):
+                    warn(f"{self.model} takes no response_format: the prompt must do")
+                    return self.keep(key, refused="response_format")
+            if refused.status in HOPELESS or "insufficient_quota" in refused.reply:
+                self.gone = refused
+                raise
+            warn(str(refused))
+            raise Dropped(f"status {refused.status}") from None
+        except BadInput as mistake:
+            warn(str(mistake))
+            raise Dropped("no reply") from None
+        return self.keep(key, **self.read_reply(reply))
+
+    def read_reply(self, reply) -> dict:
+        """What matters of it. A server may repeat what it was sent, and that has a key."""
+        text = reply.decode("utf-8", "replace")
+        try:
+            value = json.loads(text.replace(self.key, "***") if self.key else text)
+            choice = value["choices"][0]
+            said = choice["message"]["content"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return {"content": "", "finish": "unreadable"}
+        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        return {
+            "content": said if isinstance(said, str) else "",
+            "finish": str(choice.get("finish_reason")),
+            "usage": [count if type(count) is int and count > 0 else 0 for count in counts],
+        }
+
+    def hear(self, name, messages, seed) -> tuple:
+        """(the reply's object or None, its text, what is wrong with it)"""
+        for most in (MOST, 2 * MOST):
+            said = self.exchange(name, messages, seed, most)
+            value = find_object(said["content"], REPLIES[name])
+            if value is not None or said["finish"] != "length":
+                break
+        text, wrong = said["content"], None
+        if value is None and said["finish"] == "length":
+            raise Dropped("cut off")
+        if value is None:
+            wrong = "JSON: none of this schema" if text.strip() else "empty: there was no reply"
+        return value, text, wrong or marked(value)
+
+    def ask(self, name, brief, faults, seed) -> dict:
+        """A reply without a fault: the first one, or the one that its fault was told to."""
+        schema = json.dumps(schema_of(REPLIES[name]))
+        messages = [
+            {"role": "system", "content": f"{PROMPTS[name]}\n\n{RULES}\n\nSchema: {schema}"},
+            {"role": "user", "content": json.dumps(tidy(brief.data), ensure_ascii=False)},
+        ]
+        for _ in range(2):
+            value, text, wrong = self.hear(name, messages, seed)
+            wrong = wrong or next(filter(None, faults(brief, value)), None)
+            if wrong is None:
+                return value
+            again = f"That cannot be used. {wrong}. Write the whole object again, without it."
+            messages = [
+                *messages,
+                {"role": "assistant", "content": text[:8000] or "{}"},
+                {"role": "user", "content": again},
+            ]
+        raise Dropped(wrong)
+
+    def count(self, name, outcome):
+        with self.lock:
+            self.outcomes[name][outcome.partition(":")[0]] += 1
+
+    # --- items
+
+    def begin(self, shelf, plan, settings, path):
+        """What the prompts can write with this shelf, tasks included that rules cannot."""
+        shelf.engine = self.engine
+        shelf.elsewhere = scripts_elsewhere(path, settings["split"])
+        self.prompts, split = {}, settings["split"]
+        for task in settings["tasks"]:
+            for n in range(TASKS[task].least, settings["clips"] + 1):
+                for name in WRITTEN.get(task, ()):
+                    if comes_out(shelf, split, ASKS[name][0], n):
+                        self.prompts.setdefault((task, n), []).append(name)
+        for task, n in self.prompts:
+            if not any(kinds for kinds in plan.get(task, {}).values()):
+                plan.setdefault(task, {})[n] = []
+
+    def spread(self, numbers):
+        """The lines of each item, in order, however many are under way."""
+        numbers = iter(numbers)
+        with ThreadPoolExecutor(self.threads) as pool:
+            while some := list(itertools.islice(numbers, 100 * self.threads)):
+                yield from pool.map(self.lines, some)
+
+    def lines(self, i) -> list[str]:
+        item = self.item(i)
+        return [json.dumps(item, ensure_ascii=False) + "\n"] if item else []
+
+    def item(self, i) -> dict | None:
+        """Item i, of the task and with as many clips as rules would give it."""
+        shelf, plan, settings = KEPT
+        split, seed = settings["split"], settings["seed"]
+        task = task_of(i, plan, settings["mix"], settings["single"])
+        dice = Dice(split, seed, 2, i)
+        n = chosen(sorted(plan[task]), dice.rng.random())
+        asked = int(np.random.default_rng([seed, 5, i]).integers(1 << 31))
+        if names := self.prompts.get((task, n)):
+            name = chosen(names, dice.rng.random())
+            return self.compose(shelf, dice, name, task, n, f"{split}-{seed}-{i:07d}", asked)
+        item = make_item(shelf, plan, settings, i)
+        return self.rephrase(item, asked) if item else None
+
+    def compose(self, shelf, dice, name, task, n, id, seed) -> dict | None:
+        tell, faults, make_draft = ASKS[name]
+        try:
+            brief = material(shelf, dice, tell, n)
+            reply = self.ask(name, brief, faults, seed)
+            draft, reason = make_draft(shelf, dice, brief, reply)
+            item = write_item(draft, dice, task, id)
+            if name == "ordering":
+                brief = brief_rationale(brief, reply)
+                why = self.improve("rationale", brief, faults_rationale, seed)
+                reason = why and why["rationale"]
+            says = "; ".join(f"{audio(i)}: {text}" for i, text in sorted(draft.says.items()))
+            ending = filled(phrase(dice, FORMS["answer"]), {"verdict": draft.verdict})
+            item["answer"] = " ".join([f"{says}.", *([reason] if reason else []), ending])
+            if score(item["gold"], item["answer"]) != 1:
+                raise Dropped("score: not even its own answer is right")
+        except Dropped as dropped:
+            self.count(name, str(dropped))
+            return None
+        except Miss:
+            self.count(name, "corpus: nothing to tell of")
+            return None
+        item["meta"] |= {"kind": f"llm-{name}", "model": self.model}
+        write_made(shelf, id, draft.rows)
+        self.count(name, "accepted")
+        return item
+
+    def improve(self, name, brief, faults, seed):
+        """A reply, or None: then an item stays as it was, which is as good."""
+        try:
+            reply = self.ask(name, brief, faults, seed)
+        except Dropped as dropped:
+            self.count(name, f"kept, {dropped}")
+            return None
+        self.count(name, "accepted")
+        return reply
+
+    def rephrase(self, item, seed) -> dict:
+        """An item by rules, its answer in the model's words if they are right."""
+        if item["gold"]["type"] not in REPHRASED or len(item["clips"]) < 2:
+            return item
+        told = {"question": item["question"], "right answer": item["meta"]["verdict"],
+                "heard": item["meta"]["evidence"]}  # fmt: skip
+        if reply := self.improve("rephrase", Brief(told, (), item), faults_rephrase, seed):
+            item["answer"], item["meta"]["model"] = reply["answer"], self.model
+        return item
+
+    def report(self):
+        """What became of what was asked for, and what it cost."""
+        for name, outcomes in sorted(self.outcomes.items()):
+            good, asked = outcomes["accepted"], outcomes.total()
+            rest = ", ".join(f"{why} {count}" for why, count in outcomes.most_common()
+                             if why != "accepted")  # fmt: skip
+            print(clean(f"  {name:10} {asked:6} asked, {good:6} accepted  {rest}"))
+        for label, spent in (("this run", self.new), ("before", self.old)):
+            dollars = (spent["read"] * self.price[0] + spent["written"] * self.price[1]) / 1e6
+            cost = f", ${dollars:.2f}" if any(self.price) else ""
+            told = f"{spent['read']} tokens read, {spent['written']} written{cost}"
+            print(clean(f"  {label}: {spent['replies']} replies, {told}"))
+        self.outcomes.clear()
+
+
+def scripts_elsewhere(path, split) -> set:
+    """The made-up scripts in files of other splits beside this one."""
+    found = set()
+    for file in path.parent.glob("*.jsonl"):
+        kind = re.fullmatch(r"(train|bench|bench-dev)(-\d+-of-\d+)?", file.stem)
+        other = {"train": "train", "bench": "test", "bench-dev": "dev"}.get(kind and kind[1])
+        if other in (None, split):
+            continue
+        for _, row in read_values(file, lambda mistake: None):
+            for script in row.get("meta", {}).get("made", ()) if isinstance(row, dict) else ():
+                said = tuple(words(script["text"]))
+                found |= {said} if len(said) > 2 else set()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
 # Files. A file is made in chunks, each by any worker, and written in order; what a killed run had
 # written is kept. Of n shards each is a file of its own, and whoever ends last joins them.
 
@@ -3186,11 +4403,13 @@ def make_chunk(settings, out, start) -> list[str]:
     return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
 
 
-def write_questions(path, settings, workers):
+def write_questions(path, settings, workers, writer=None):
     """Write the settings' items to a file, and say how many of each task there are."""
     out, begun_at = path.parent, time.monotonic()
     lost = begin(settings, out)
     shelf, plan, _ = KEPT
+    if writer:
+        writer.begin(shelf, plan, settings, path)
     wanted = f"clips of the split {settings['split']} that feed a task"
     expect(plan, ", ".join(settings["corpus"]), wanted, f"{len(shelf)}, which feed none")
     for reason, count in lost.items():
@@ -3201,20 +4420,24 @@ def write_questions(path, settings, workers):
     counts, start = resume(part, settings["first"])
     total, done = settings["last"] - settings["first"], start - settings["first"]
     show = progress(path.name, total, done, unit="items", scale=1)
-    starts = range(start, settings["last"], CHUNK)
-    with worker_map(workers) as spread, open(part, "ab") as file:
+    step = 1 if writer else CHUNK
+    starts = range(start, settings["last"], step)
+    with worker_map(1 if writer else workers) as spread, open(part, "ab") as file:
         job = partial(make_chunk, settings, out)
-        for number, lines in zip(starts, spread(job, starts)):
+        made_lines = writer.spread(starts) if writer else spread(job, starts)
+        for number, lines in zip(starts, made_lines):
             file.write("".join(lines).encode())
             file.flush()
             counts.update(json.loads(line)["task"] for line in lines)
-            show(min(CHUNK, settings["last"] - number))
+            show(min(step, settings["last"] - number))
     part.replace(path)
     each = ", ".join(f"{task} {counts[task]}" for task in settings["tasks"] if counts[task])
     failed = total - counts.total()
     rate = (total - done) / (time.monotonic() - begun_at)
     told = f"; {failed} came to nothing" if failed else ""
     print(clean(f"{path}: {counts.total()} items ({each}){told}; {rate:.0f} a second"))
+    if writer:
+        writer.report()
 
 
 def fingerprint(settings) -> str:
@@ -3334,6 +4557,9 @@ def run_questions(args):
         "seed": args.seed, "clips": args.max_clips, "mix": mix, "tasks": recipe.tasks,
         "corpus": args.corpus or [str(world_for(args, out))], "sentences": args.sentences,
     }  # fmt: skip
+    writer = writer_of(args, shard_file(out / "llm.jsonl", shard, shards)) if args.llm else None
+    if writer:
+        common["llm"] = [writer.model, *writer.engine[:1], *writer.engine[2:4]]
     more = args.bench // 10 if args.recipe == "polyaudio" else 0  # on single clips, at the end
     bench = "bench.jsonl" if args.split == "test" else f"bench-{args.split}.jsonl"
     for path, split, count, alone in (
@@ -3343,9 +4569,28 @@ def run_questions(args):
         first, last = (count * k // shards for k in (shard, shard + 1))
         settings = {**common, "split": split, "single": alone, "first": first, "last": last}
         if count:
-            write_questions(shard_file(path, shard, shards), settings, args.workers)
+            write_questions(shard_file(path, shard, shards), settings, args.workers, writer)
         if count and shards > 1:
             join_shards(path, shards)
+
+
+def writer_of(args, journal) -> Writer:
+    """The language model, by its flags."""
+    fine = re.match(r"https?://[^/]", args.llm)
+    expect(fine, "--llm", "a URL that begins with http:// or https://", repr(args.llm))
+    expect(args.model, "--model", "the name of the language model, beside --llm", "none")
+    expect(1 <= args.concurrency <= 256, "--concurrency", "1 to 256", args.concurrency)
+    expect(args.per_minute >= 0, "--per-minute", "0 or more", args.per_minute)
+    price = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", args.price)
+    expect(price, "--price", "two numbers, as in 0.15/0.60", repr(args.price))
+
+    def leave(*_):
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # nobody waits for replies that are under way
+
+    signal.signal(signal.SIGINT, leave)
+    engine, price = engine_of(args, args.tts_model), tuple(map(float, price.groups()))
+    return Writer(args.llm, args.model, journal, args.concurrency, args.per_minute, price, engine)
 
 
 def which_shard(asked) -> tuple[int, int]:
@@ -3404,7 +4649,15 @@ def add_questions(parser):
     add("--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core")
     add("--shard", metavar="I/N",
         help="make the I-th of N parts; the last to end joins them; torchrun sets it by itself")
+    add("--llm", metavar="URL",
+        help="a language model with /v1/chat/completions writes too; a key is OPENAI_API_KEY")
+    add("--model", metavar="NAME", help="its name there")
+    add("--concurrency", type=int, default=8, metavar="N", help="at once, default: 8")
+    add("--per-minute", type=float, default=0, metavar="N", help="at most, default: no limit")
+    add("--price", default="0/0", metavar="IN/OUT", help="dollars for a million tokens in and out")
+    add("--tts-model", default="tts-1", metavar="NAME", help="the speech server's model")
     # fmt: on
+    add_voices(parser)
     parser.set_defaults(run=run_questions)
 
 
@@ -3418,6 +4671,19 @@ def add_show(commands):
     parser.set_defaults(run=run_show)
 
 
+def add_voices(parser):
+    add = parser.add_argument
+    # fmt: off
+    add("--voice", choices=("formant", "espeak"), default="formant",
+        help="who speaks: the synthesiser in here (default), or espeak-ng")
+    add("--tts", metavar="URL", help="a server with /v1/audio/speech speaks instead")
+    add("--voices", metavar="FILE",
+        help=f"JSON, the server's names for {' '.join(TEN.values())}")
+    add("--cache", default="data/speech", metavar="DIR",
+        help="where espeak-ng's or the server's sentences are kept, default: data/speech")
+    # fmt: on
+
+
 def add_world(commands):
     parser = commands.add_parser("world", help="render the toy world: corpus.jsonl and its clips")
     parser.add_argument(
@@ -3428,21 +4694,8 @@ def add_world(commands):
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core"
     )
-    parser.add_argument(
-        "--voice", choices=("formant", "espeak"), default="formant",
-        help="who speaks: the synthesiser in here (default), or espeak-ng",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tts", metavar="URL", help="a server with /v1/audio/speech speaks instead"
-    )
     parser.add_argument("--model", default="tts-1", metavar="NAME", help="the server's model")
-    parser.add_argument(
-        "--voices", metavar="FILE", help=f"JSON, the server's names for {' '.join(TEN.values())}"
-    )
-    parser.add_argument(
-        "--cache", default="data/speech", metavar="DIR",
-        help="where espeak-ng's or the server's sentences are kept, default: data/speech",
-    )  # fmt: skip
+    add_voices(parser)
     parser.set_defaults(run=run_world)
 
 

@@ -1,0 +1,1028 @@
+"""The second writer: a language model that is asked for questions, and never believed.
+
+The model is a server in this file. By default it answers every prompt well, from what the prompt
+told it; each test makes it lie, stammer or fall silent in one way, and looks at what came out."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from tests.conftest import ROOT
+
+import prepare
+import synth
+from prepare import BadInput, read_rows, score, words
+from synth import FORMANT, Brief, Writer
+
+KEY = "sk-very-secret-5up3r"
+REASONING = "I must not be read."
+
+
+# ------------------------------------------------------------------------------------------------
+# A model that does well.
+
+
+def good_rephrase(data):
+    return {"answer": f"After listening, the answer is {data['right answer']}."}
+
+
+def good_factual(data):
+    thing = data["let it be about"][0]
+    people = "aunt uncle cousin niece nephew".split()
+    clips = [
+        {"support": True, "style": "calm", "text": f"my {who} says the {thing} is quite new"}
+        for who in people[: data["K"]]
+    ]
+    if data["label"] == "No":
+        text = "nobody here has ever seen anything of the sort"
+        clips[-1] = {"support": False, "style": "dry", "text": text}
+    reason = "Some speaker says otherwise." if data["label"] == "No" else "All of them say so."
+    return {
+        "claim": f"The {thing} is new.",
+        "label": data["label"],
+        "clips": clips,
+        "rationale": reason,
+    }
+
+
+def good_keywords(data):
+    rest = "old men slowly|red hens never|tall girls often|cold nights always|big dogs gladly"
+    shared = " with the ".join(data["keywords"])
+    told = [line.split() for line in rest.split("|")[: data["n"]]]
+    return {"sentences": [f"the {a} {b} are {c} at the {shared}" for a, b, c in told]}
+
+
+def good_ordering(data):
+    order = [2, 0, 1]
+    events = []
+    for k in order:
+        said = [w for w in words(data["parts"][k]["heard"]) if not synth.PLACE_WORDS.search(w)]
+        events.append({"part": k + 1, "description": f"it is about {' '.join(said)}"})
+    options = {"A": "1, 2, 3", "B": "2, 3, 1", "C": "3, 1, 2", "D": "1, 3, 2"}
+    question = "In which order do these things happen?"
+    return {
+        "events": events,
+        "question": question,
+        "answer_options": options,
+        "correct_answer": "B",
+    }
+
+
+def good_rationale(data):
+    return {"rationale": "One thing leads to another here. The words show it plainly enough."}
+
+
+def good_dialogue(data):
+    picked = []
+    for turn in data["turns"][:2]:
+        word = synth.content(turn["says"])[-1]
+        picked.append({"clip": turn["clip"], "quote": word})
+    return {
+        "answer": f"They talk of the {picked[0]['quote']} because of the {picked[1]['quote']}.",
+        "quotes": picked,
+    }
+
+
+def good_entailment(data):
+    things, names = data["let it be about"], data["speakers"]
+    clips = []
+    for k in range(data["K"]):
+        day = "Monday" if k else "Friday"
+        clips.append({
+            "clip_id": f"A{k + 1}", "speaker": names[k % len(names)],
+            "instructions": "Voice: low\n\nTone: warm\n\nPunctuation: clear\n\nDelivery: slow",
+            "transcript": f"We number {k + 3} people here. The {things[k % 3]} will be there on "
+            f"{day}, and I am told that nobody has to pay for it.",
+        })  # fmt: skip
+    asked = [
+        ("Is anything there on Monday?", "Yes, one speaker says Monday.", ["A2"], "on Monday"),
+        ("Is all of it on Friday?", "No, some of it is on Monday.", ["A1", "A2"], "on Monday"),
+        ("Is it far away?", "Not enough information, nobody tells.", ["A1", "A2"], "there"),
+        ("Is it free?", "Yes, nobody has to pay.", ["A1", "A2"], "nobody has to pay"),
+        ("Does it cost a lot?", "No, nobody has to pay.", ["A1"], "nobody has to pay"),
+    ]
+    qa = []
+    for k, (question, answer, uses, quote) in enumerate(asked):
+        quotes = [{"clip_id": uses[-1], "quote": quote}]
+        qa.append({"qid": f"Q{k}", "question": question, "answer": answer, "uses": uses,
+                   "evidence_quotes": quotes})  # fmt: skip
+    return {"scenario": data["topic"], "clips": clips, "qa": qa}
+
+
+def good_temporal(data):
+    questions, answers = [], []
+    for clip in data["clips"][:3]:
+        name, sound = f"audio {clip['audio']}", clip["sounds"][0]
+        questions.append(f"How often and when is the {sound['label']} heard in {name}?")
+        when = " and ".join(sound["seconds"])
+        told = f"{name} has the {sound['label']} {sound['times']} times, at {when} s."
+        answers.append(told.capitalize())
+    return {"question": questions, "answer": answers}
+
+
+def good_difference(data):
+    """A sound that one clip has and another one lacks."""
+    held = {c["audio"]: [sound["label"] for sound in c["sounds"]] for c in data["clips"]}
+    told = [(i, a, j) for i in held for a in held[i] for j in held if a not in held[j]]
+    i, a, j = told[0]
+    answer = f"Audio {i} has the sound of {a}, whereas audio {j} contains {held[j][0]}."
+    return {"question": [f"How do audio {i} and audio {j} differ?"], "answer": [answer]}
+
+
+def good_music(data):
+    """What plays, or which is alone in something; all of it is in the data."""
+    question = "How do the pieces differ in what plays?"
+    pieces = [
+        f"audio {c['audio']} is {c['instrument']} music in {c['key']} {c['mode']}"
+        for c in data["clips"]
+    ]
+    alone = [c for c in data["clips"] if c["mode"] == "minor"]
+    if len(alone) == 1:
+        question, pieces = "Which piece is in a minor key?", [f"audio {alone[0]['audio']} is"]
+    answer = f"{', '.join(pieces)}.".capitalize()
+    return {"reasoning_type": data["reasoning_type"], "question": [question], "answer": [answer]}
+
+
+GOOD = {name: globals()[f"good_{name}"] for name in synth.PROMPTS}
+
+
+class Model(BaseHTTPRequestHandler):
+    """A chat server: `say(name, data, body)` gives the content, or (status, headers, bytes)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        system, user = (message["content"] for message in body["messages"][:2])
+        name = next(n for n, text in synth.PROMPTS.items() if system.startswith(text))
+        with self.server.lock:
+            self.server.asked.append(body)
+            self.server.keys.add(self.headers.get("Authorization"))
+        said = self.server.say(name, json.loads(user), body)
+        if said is None:  # hang up in the middle
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{")
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        status, headers, reply = said if isinstance(said, tuple) else (200, {}, reply_of(said))
+        self.send_response(status)
+        for field, value in {"Content-Length": str(len(reply)), **headers}.items():
+            self.send_header(field, value)
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        pass
+
+
+def reply_of(content, finish="stop") -> bytes:
+    text = json.dumps(content) if isinstance(content, dict) else content
+    message = {"role": "assistant", "content": text, "reasoning_content": REASONING}
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+
+def refusal(status, message, **headers):
+    return status, headers, json.dumps({"error": {"message": message}}).encode()
+
+
+def do_well(name, data, body):
+    return GOOD[name](data)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(prepare, "PAUSE", 0.001)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    server.daemon_threads = True
+    server.asked, server.keys, server.lock, server.say = [], set(), threading.Lock(), do_well
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    synth.make_world(folder, 2100, 5)
+    return folder / "corpus.jsonl"
+
+
+@pytest.fixture
+def written(model, corpus, tmp_path):
+    """write(count) -> (items, outcomes by prompt, the writer) of one run in this process."""
+
+    def write(count, split="train", out=tmp_path / "out", threads=4, **more):
+        out.mkdir(exist_ok=True)
+        writer = Writer(model.url, "m", out / "llm.jsonl", threads, **more)
+        kept = []
+        writer.report = lambda: kept.append({k: +v for k, v in writer.outcomes.items()})
+        settings = {
+            "seed": 3, "clips": 5, "mix": synth.MIX, "single": 0.1, "sentences": None,
+            "tasks": synth.RECIPES["polyaudio"].tasks, "corpus": [str(corpus)], "split": split,
+            "first": 0, "last": count,
+        }  # fmt: skip
+        name = {"train": "train", "test": "bench"}[split]
+        synth.write_questions(out / f"{name}.jsonl", settings, 1, writer)
+        writer.journal.close()
+        return list(read_rows(out / f"{name}.jsonl")), kept[0], writer
+
+    return write
+
+
+def command(model, corpus, out, *flags, count=20):
+    llm = ["--llm", model.url, "--model", "m", "--corpus", str(corpus), "--out", str(out)]
+    sizes = ["--train", str(count), "--bench", "0", "--seed", "3"]
+    return [sys.executable, str(ROOT / "synth.py"), *llm, *sizes, *flags]
+
+
+def run(*args, **more):
+    return subprocess.run(command(*args, **more), capture_output=True, text=True, timeout=300)
+
+
+def prompts_of(items) -> Counter:
+    """Which prompts wrote these, but for those that rules wrote."""
+    kinds = Counter(item["meta"]["kind"] for item in items)
+    return Counter({k.removeprefix("llm-"): n for k, n in kinds.items() if k.startswith("llm-")})
+
+
+# ------------------------------------------------------------------------------------------------
+# All is well.
+
+
+def test_every_prompt_yields_items(written, model):
+    items, outcomes, _ = written(160)
+    assert set(synth.ASKS) == set(prompts_of(items))
+    assert outcomes.keys() == synth.PROMPTS.keys()
+    for name, counts in outcomes.items():
+        assert counts["accepted"] == counts.total() > 0, (name, counts)
+    for item in items:
+        assert score(item["gold"], item["answer"]) == 1
+        by_model = prompts_of([item]) or "After listening" in item["answer"]
+        assert item["meta"].get("model") == ("m" if by_model else None)
+    assert {f"Bearer {KEY}"} == model.keys
+
+
+def test_an_item_is_what_rules_would_have_asked_for(written, corpus, tmp_path):
+    """Its task and its number of clips follow from (seed, i), whoever writes."""
+    items, *_ = written(80)
+    out = tmp_path / "rules"
+    out.mkdir()
+    settings = {
+        "seed": 3, "clips": 5, "mix": synth.MIX, "single": 0.1, "sentences": None,
+        "tasks": synth.RECIPES["polyaudio"].tasks, "corpus": [str(corpus)], "split": "train",
+        "first": 0, "last": 80,
+    }  # fmt: skip
+    synth.write_questions(out / "train.jsonl", settings, 1)
+    rules = {row["id"]: row for row in read_rows(out / "train.jsonl")}
+    both = [(item, rules[item["id"]]) for item in items if item["id"] in rules]
+    assert len(both) > 70
+    for item, rule in both:
+        assert (item["task"], len(item["clips"])) == (rule["task"], len(rule["clips"]))
+
+
+def test_scripts_are_spoken_by_voices_of_the_split(written, tmp_path):
+    for split in ("train", "test"):
+        items, *_ = written(60, split, tmp_path / split)
+        made = [item for item in items if "made" in item["meta"]]
+        assert {"factual", "keywords", "entailment"} <= set(prompts_of(made))
+        for item in made:
+            assert item["licences"] == ["CC0-1.0"]
+            said = [e["says"] for e in item["meta"]["evidence"]]
+            assert said == [f'"{script["text"]}"' for script in item["meta"]["made"]]
+            assert all(s["speaker"].startswith(split) for s in item["meta"]["made"])
+
+
+def test_what_was_said_in_another_split_is_not_said_again(written):
+    """This model makes up the same scripts for every split."""
+    train, *_ = written(60)
+    said = {script["text"] for item in train for script in item["meta"].get("made", ())}
+    test, outcomes, _ = written(60, "test")
+    again = {script["text"] for item in test for script in item["meta"].get("made", ())}
+    assert said and not said & again
+    assert outcomes["keywords"]["script"] + outcomes["factual"]["script"] > 3
+
+
+def test_verdicts_are_balanced(written):
+    items, *_ = written(160)
+    told = Counter(
+        (item["task"], item["gold"]["value"])
+        for item in items
+        if set(prompts_of([item])) & {"factual", "entailment"}
+    )
+    assert {v for task, v in told if task == "factual"} == {"yes", "no"}
+    assert {v for task, v in told if task == "entailment"} == {"yes", "no", "nei"}
+
+
+def test_options_and_events_move(written):
+    """The model always puts the right order in B, and the same numbers there."""
+    items, *_ = written(300)
+    ordered = [item for item in items if prompts_of([item])["ordering"]]
+    letters = {item["choices"].index(item["gold"]["value"]) for item in ordered}
+    assert len(letters) > 2
+    assert len({item["gold"]["value"] for item in ordered}) > 2
+
+
+def test_seeds_are_the_items_own(written, model):
+    written(40)
+    seeds = Counter(body["seed"] for body in model.asked)
+    assert all(body["temperature"] > 0 for body in model.asked)
+    assert len(seeds) > 25 and max(seeds.values()) <= 2  # an order and its reason share theirs
+
+
+# ------------------------------------------------------------------------------------------------
+# Replies in all shapes.
+
+SHAPES = {
+    "fenced": lambda text: f"```json\n{text}\n```",
+    "prose": lambda text: f"Sure! Here is what {{you}} wanted:\n{text}\nAnything else? {{}}",
+    "thoughts": lambda text: f'<think>{{"answer": "a draft"}}</think>{text}',
+    "half a thought": lambda text: f'{{"answer": "a draft"}}</think>\n{text}',
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_json_is_found_in(shape, written, model):
+    model.say = lambda name, data, body: SHAPES[shape](json.dumps(GOOD[name](data)))
+    items, outcomes, writer = written(25)
+    assert all(counts["accepted"] == counts.total() for counts in outcomes.values())
+    assert writer.new["replies"] == sum(counts.total() for counts in outcomes.values())
+
+
+@pytest.mark.parametrize("said", [None, "", "I cannot do that.", "<think>{}", "{" * 5000, "[]"])
+def test_no_reply_is_asked_for_once_more(said, written, model):
+    def say(name, data, body):
+        return 200, {}, reply_of(said) if said is not None else reply_of_null()
+
+    model.say = say
+    items, outcomes, writer = written(25)
+    lost = outcomes["factual"]
+    assert set(lost) <= {"empty", "JSON"} and lost.total() > 0
+    assert not prompts_of(items)
+    asked = sum(counts.total() for counts in outcomes.values())
+    assert writer.new["replies"] == 2 * asked
+    again = [body for body in model.asked if len(body["messages"]) > 2]
+    assert len(again) == asked
+    assert all("cannot be used" in body["messages"][-1]["content"] for body in again)
+
+
+def reply_of_null():
+    choice = {"message": {"content": None, "reasoning_content": REASONING}, "finish_reason": "stop"}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def test_what_was_cut_off_gets_room(written, model):
+    def say(name, data, body):
+        text = json.dumps(GOOD[name](data))
+        if body["max_tokens"] == synth.MOST:
+            return 200, {}, reply_of(text[: len(text) // 2], "length")
+        return text
+
+    model.say = say
+    _, outcomes, _ = written(25)
+    assert all(counts["accepted"] == counts.total() for counts in outcomes.values())
+    sizes = Counter(body["max_tokens"] for body in model.asked)
+    assert sizes[synth.MOST] == sizes[2 * synth.MOST]
+
+
+def test_what_is_always_cut_off_is_dropped(written, model):
+    model.say = lambda *_: (200, {}, reply_of('{"answer": "', "length"))
+    _, outcomes, _ = written(25)
+    assert set(outcomes["factual"]) == {"cut off"}
+    assert set(outcomes["rephrase"]) == {"kept, cut off"}
+    assert max(len(body["messages"]) for body in model.asked) == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Lies. Each is told instead of a good reply, always; the check that it meets has a name.
+
+
+def lie(name, change):
+    def say(asked, data, body):
+        reply = GOOD[asked](data)
+        if asked == name:
+            reply = json.loads(json.dumps(reply))
+            change(reply, data)
+        return reply
+
+    return say
+
+
+def put(*path):
+    """Write the last of the path where the others lead."""
+
+    def change(reply, _):
+        *way, last, value = path
+        for step in way:
+            reply = reply[step]
+        reply[last] = value
+
+    return change
+
+
+def drop_last(field):
+    return lambda reply, _: reply[field].pop()
+
+
+def another_label(reply, data):
+    reply["label"] = "Yes" if reply["label"] == "No" else "No"
+
+
+def wrong_support(reply, _):
+    for clip in reply["clips"]:
+        clip["support"] = reply["label"] == "No"
+
+
+def share_one_more(reply, _):
+    reply["sentences"] = [f"{text} with bread" for text in reply["sentences"]]
+
+
+def true_order(reply, _):
+    reply["events"].sort(key=lambda event: event["part"])
+
+
+def same_verdicts(reply, _):
+    for qa in reply["qa"]:
+        qa["answer"] = "Maybe, who knows."
+
+
+def numbers_up(reply, _):
+    reply["answer"] = [re.sub(r"\.\d", ".98", text) for text in reply["answer"]]
+
+
+LIES = [
+    ("factual", "label", another_label),
+    ("factual", "label", wrong_support),
+    ("factual", "shape", drop_last("clips")),
+    ("factual", "length", put("claim", "word " * 21)),
+    ("factual", "length", put("clips", 0, "text", "far too short")),
+    ("factual", "length", put("rationale", "because " * 26)),
+    ("factual", "script", put("clips", 0, "text", "это слова на другом языке и всё")),
+    ("factual", "reference", put("rationale", "The second clip says otherwise.")),
+    ("factual", "marker", put("claim", "The hammer of <sound-1> is new.")),
+    ("factual", "JSON", put("label", "yes")),
+    ("keywords", "keywords", share_one_more),
+    ("keywords", "keywords", put("sentences", 0, "the old men slowly took a thing on friday")),
+    ("keywords", "shape", drop_last("sentences")),
+    ("ordering", "options", put("correct_answer", "C")),
+    ("ordering", "options", put("answer_options", "D", "2, 3, 1")),
+    ("ordering", "options", put("answer_options", "D", "2, 2, 1")),
+    ("ordering", "options", put("answer_options", "D", "second, first, third")),
+    ("ordering", "events", true_order),
+    ("ordering", "events", put("events", 0, "part", 1)),
+    ("ordering", "hint", put("events", 0, "description", "finally it is about the dog")),
+    ("ordering", "question", put("question", "Is it 1 before 2 or not?")),
+    ("dialogue", "quote", put("quotes", 0, "quote", "unheard of")),
+    ("dialogue", "quote", put("quotes", 0, "clip", 9)),
+    ("dialogue", "quote", put("answer", "They talk about nothing at all.")),
+    ("dialogue", "length", put("answer", "One. Two is more. Three is too many by far.")),
+    ("entailment", "quote", put("qa", 0, "evidence_quotes", 0, "quote", "on Tuesday")),
+    ("entailment", "answer", same_verdicts),
+    ("entailment", "speaker", put("clips", 0, "speaker", "bob")),
+    ("entailment", "uses", put("qa", 0, "uses", ["A9"])),
+    ("entailment", "instructions", put("clips", 0, "instructions", "Tone: warm")),
+    ("entailment", "shape", lambda reply, _: reply.update(qa=reply["qa"][:4])),
+    ("entailment", "reference", put("qa", 0, "question", "Is it as A2 says, on Monday?")),
+    ("entailment", "question", put("qa", 1, "question", "Is anything there on Monday?")),
+    ("temporal", "lists", drop_last("answer")),
+    ("temporal", "numbers", numbers_up),
+    ("temporal", "length", put("answer", ["Well."] * 3)),
+    ("difference", "lists", drop_last("question")),
+    ("difference", "sound", put("answer", ["Audio 1 has a helicopter, and audio 2 has a choir."])),
+    ("difference", "reference", put("answer", ["The one has more than the other one."])),
+    ("music", "leak", put("question", ["Which piece plays at 120 or more?"])),
+    ("music", "question", put("question", ["Which piece is faster, and which is in minor?"])),
+    ("music", "music", put("answer", ["Audio 1 is banjo music in minor and audio 2 is guitar."])),
+    ("music", "numbers", put("answer", ["Audio 1 has 2222 beats and audio 2 has 3333 of them."])),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked_of(corpus):
+    """faults(name, change) -> the complaints at replies with that lie, one for each brief."""
+    settings = {"corpus": [str(corpus)], "split": "train", "sentences": None}
+    shelf, _ = synth.open_shelf(settings, corpus.parent)
+    shelf.elsewhere = set()
+
+    def faults(name, change, tries=6):
+        tell, check, _ = synth.ASKS[name]
+        found = []
+        for i in range(tries):
+            dice = synth.Dice("train", 9, i)
+            n = 2 if name == "dialogue" else 3
+            brief = synth.material(shelf, dice, tell, n)
+            reply = json.loads(json.dumps(GOOD[name](brief.data)))
+            change(reply, brief.data)
+            text = json.dumps(reply)
+            value = synth.find_object(text, synth.REPLIES[name])
+            if value is None:
+                found.append("JSON: none")
+            elif synth.marked(value):
+                found.append("marker: one")
+            else:
+                found.append(next(filter(None, check(brief, value)), None))
+        return found
+
+    return faults
+
+
+@pytest.mark.parametrize(
+    "name,kind,change", LIES, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_lie_is_found_out(name, kind, change, asked_of):
+    assert set(asked_of(name, lambda *_: None)) == {None}
+    found = [complaint and complaint.partition(":")[0] for complaint in asked_of(name, change)]
+    assert set(found) <= {kind, None} and kind in found
+    if name not in ("temporal",):  # where a change may leave some clip's numbers as they are
+        assert set(found) == {kind}
+
+
+# ------------------------------------------------------------------------------------------------
+# What can be looked up is looked up.
+
+
+def sounding(captions, *events):
+    labels = list(dict.fromkeys(event[0] for event in events))
+    return {"corpus": "c", "labels": labels, "captions": [captions], "events": list(events)}
+
+
+def playing(tempo, key, mode, instrument, energy, **more):
+    music = {"tempo": tempo, "key": key, "mode": mode, "instrument": instrument, "energy": energy}
+    return {"corpus": "c", "music": {**music, "dynamics": "steady", **more}}
+
+
+SOUNDS = [
+    sounding("a dog barks twice while rain falls", ["rain", 0.2, 2.0], ["dog bark", 0.5, 0.8],
+             ["dog bark", 1.0, 1.4]),
+    sounding("a dog barks three times", ["dog bark", 0.3, 0.5], ["dog bark", 1.1, 1.3],
+             ["dog bark", 1.6, 1.8]),
+    sounding("a siren wails", ["siren", 0.35, 1.9]),
+]  # fmt: skip
+PIECES = [
+    playing(80.4, "F", "minor", "violin", 0.3, artist="Cheryl"),
+    playing(150.2, "C", "major", "piano", 0.912),
+    playing(120.0, "C#", "major", "flute", 0.5),
+]
+MOST_BARKS = "In which audio is the dog bark heard most often?"
+WHEN_RAIN = "When is the rain heard in audio 1?"
+OFTEN = "How often is the dog bark heard in the first clip?"
+DIFFER = "How do audio 1 and audio 3 differ?"
+PAIRS = [
+    ("temporal", MOST_BARKS, "Audio 2 has the dog bark three times.", None),
+    ("temporal", MOST_BARKS, "Audio 2 has it three times, audio 1 has it twice.", None),
+    ("temporal", MOST_BARKS, "Audio 1 has the dog bark twice.", "answer"),
+    ("temporal", "Which audio has the longest dog bark?", "Audio 1: from 1.0 to 1.4 s.", None),
+    ("temporal", "Which audio has the longest dog bark?", "Audio 2: from 0.3 to 0.5 s.", "answer"),
+    ("temporal", "Where is the dog bark earliest?", "In audio 2, the dog bark is at 0.3 s.", None),
+    ("temporal", "Where is the dog bark earliest?", "In audio 1, it is at 0.5 s.", "answer"),
+    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two.", "answer"),
+    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two, audio 2 holds three.", None),
+    ("temporal", "Which clips hold no dog bark?", "Audio 3 holds the siren once.", "question"),
+    ("temporal", "Which clips hold a choir?", "Audio 3 holds the siren once.", "question"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.0 s.", None),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.20 to 2.00 seconds.", None),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.1 s.", "numbers"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.5 to 0.8 s.", "numbers"),
+    ("temporal", WHEN_RAIN, "Audio 1 has rain.", "numbers"),
+    ("temporal", WHEN_RAIN, "It is heard from 0.2 to 2.0 s.", "reference"),
+    ("temporal", WHEN_RAIN, "Audio 7 has rain from 0.2 to 2.0 s.", "reference"),
+    ("temporal", WHEN_RAIN, "Audio 3 has the siren from 0.35 to 1.9 s.", "answer"),
+    ("temporal", WHEN_RAIN, "Audio 1 has the siren from 0.35 to 1.9 s.", "sound"),
+    ("temporal", WHEN_RAIN, "At 0.2 s in audio 1, and not at 0.3 s as in audio 2.", "reference"),
+    ("temporal", OFTEN, "The dog bark is heard twice in audio 1.", None),
+    ("temporal", OFTEN, "The dog bark is heard once in audio 1.", "numbers"),
+    ("temporal", OFTEN, "The cat meow is heard twice in audio 1.", "sound"),
+    ("temporal", OFTEN, "Audio 1 has the dog bark twice, more than audio 2.", "sound"),
+    ("temporal", "How loud is the dog bark in audio 1?", "Audio 1 has two.", "question"),
+    ("temporal", "Is there rain in audio 1?", "Yes, audio 1 has rain once.", "question"),
+    ("difference", DIFFER, "Audio 1 has a dog bark and rain, while audio 3 has a siren.", None),
+    ("difference", DIFFER, "A dog barks in audio 1 and a siren in audio 3.", "sound"),
+    ("difference", DIFFER, "Audio 1 has a siren, while audio 3 has rain.", "sound"),
+    ("difference", DIFFER, "Audio 1 has rain, but audio 3 has no rain.", None),
+    ("difference", DIFFER, "Audio 1 has no rain, while audio 3 has a siren.", "sound"),
+    ("difference", DIFFER, "Audio 1 has louder rain, while audio 3 has a siren.", "sound"),
+    ("difference", DIFFER, "Audio 1 has rain at 1.2 s, while audio 3 has a siren.", "numbers"),
+    ("difference", DIFFER, "Audio 1 has rain twice, while audio 3 has a siren.", "numbers"),
+    (
+        "difference",
+        "How do audio 1 and audio 2 differ?",
+        "Audio 1 has a dog bark, and audio 2 has a dog bark.",
+        "sound",
+    ),
+    ("difference", DIFFER, "Audio 1 has rain.", "reference"),
+    ("difference", DIFFER, "Audio 1 is other than audio 3.", "sound"),
+    ("difference", "Which clip holds the rain?", "Audio 3 has a siren, audio 2 none.", "sound"),
+    ("difference", "Which has the choir?", "Audio 1 has rain, audio 3 has a siren.", "sound"),
+    ("music", "Which track is the fastest?", "Audio 2 is the fastest of the three.", None),
+    ("music", "Which track is the slowest?", "It is the first track, at 80 bpm.", None),
+    ("music", "Which track is the fastest?", "Audio 3 is the fastest of the three.", "answer"),
+    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.91.", None),
+    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.95.", "numbers"),
+    ("music", "Which track has the least energy?", "Audio 2 has the least.", "answer"),
+    ("music", "Which track is in a minor key?", "Audio 1 is in F minor.", None),
+    ("music", "Which track is in a minor key?", "Audio 1 is in G minor.", "music"),
+    ("music", "Which track is in a major key?", "Audio 2 is in C major.", "question"),
+    ("music", "Which track is saddest of all?", "Audio 1 is.", "question"),
+    ("music", "Which track is played on a violin?", "The first track has the violin.", None),
+    ("music", "Which track does Cheryl sing?", "Audio 1 is hers.", "leak"),
+    ("music", "Which track is at 120 bpm?", "Audio 3 is.", "leak"),
+    ("music", "Which is fastest, and which has a violin?", "Audio 2 is.", "question"),
+    ("music", "How do the keys differ?", "Audio 2 is in C major, audio 1 in F minor.", None),
+    ("music", "How do the keys differ?", "Audio 2 is in C# major, audio 1 in F minor.", "music"),
+    ("music", "How do the keys differ?", "Audio 2 is in another one.", "answer"),
+    ("music", "How do they differ?", "Audio 2 is in major, audio 3 is in major.", "answer"),
+]
+FAULTS = {
+    "temporal": (synth.faults_temporal, SOUNDS),
+    "difference": (synth.faults_difference, SOUNDS),
+    "music": (synth.faults_music, PIECES),
+}
+
+
+@pytest.mark.parametrize("name,question,answer,kind", PAIRS)
+def test_a_pair_is_looked_up(name, question, answer, kind):
+    faults, rows = FAULTS[name]
+    found = synth.pair_faults(faults, Brief({}, rows), question, answer)
+    complaint = next(filter(None, found), None)
+    assert (complaint and complaint.partition(":")[0]) == kind, complaint
+
+
+# ------------------------------------------------------------------------------------------------
+# Answers of rules, in the model's words.
+
+
+def an_item(kind, verdict, value, **gold):
+    evidence = [{"clip": 1, "says": "dog bark"}]
+    return {
+        "question": "Which audio has a dog?", "clips": ["a", "b", "c"],
+        "gold": {"type": kind, "value": value, **gold},
+        "meta": {"verdict": verdict, "evidence": evidence},
+    }  # fmt: skip
+
+
+SECOND = an_item("clip", "audio 2", 2)
+REPHRASED = [
+    (SECOND, "It is the second clip that has the dog.", None),
+    (SECOND, "Listen to audio 2. That is the one with the dog.", None),
+    (SECOND, "It is the third clip that has the dog.", "reference"),
+    (SECOND, "It is audio 2, and certainly not audio 1.", "reference"),
+    (SECOND, "It is the dog one.", "score"),
+    (SECOND, "One. Two. It is audio 2.", "length"),
+    (SECOND, f"It is audio 2{' indeed' * 40}.", "length"),
+    (SECOND, "It is dog.wav, audio 2.", "reference"),
+    (an_item("yesno", "no", "no"), "No, they do not.", None),
+    (an_item("yesno", "no", "no"), "Yes, they do.", "score"),
+    (an_item("count", "three", 3), "I hear it three times.", None),
+    (an_item("count", "three", 3), "I hear it four times.", "score"),
+]
+
+
+@pytest.mark.parametrize("item,answer,kind", REPHRASED)
+def test_an_answer_in_other_words(item, answer, kind):
+    faults = synth.faults_rephrase(Brief({}, (), item), {"answer": answer})
+    complaint = next(filter(None, faults), None)
+    assert (complaint and complaint.partition(":")[0]) == kind
+
+
+def test_a_rephrasing_that_is_wrong_leaves_the_rules_answer(written, model):
+    model.say = lambda name, data, body: (
+        {"answer": "I could not say."} if name == "rephrase" else GOOD[name](data)
+    )
+    items, outcomes, _ = written(60)
+    assert set(outcomes["rephrase"]) == {"kept, score"}
+    assert len(items) == 60
+    assert not [item for item in items if "I could not say" in item["answer"]]
+
+
+def test_the_counts_add_up(written, model):
+    """Of what was asked for, each is an item, or dropped for a reason, or kept as it was."""
+
+    def say(name, data, body):
+        how = body["seed"] % 4
+        if how == 0 and len(body["messages"]) == 2:
+            return "Wait."  # and better when asked again
+        if how == 1:
+            return json.dumps(GOOD[name](data)).replace('"', "'")
+        return GOOD[name](data) if how else {"answer": "<sound-1>"}
+
+    model.say = say
+    items, outcomes, _ = written(80)
+    written_by_model = {name: outcomes[name]["accepted"] for name in synth.ASKS}
+    assert {name: prompts_of(items)[name] for name in synth.ASKS} == written_by_model
+    dropped = sum(outcomes[name].total() - outcomes[name]["accepted"] for name in synth.ASKS)
+    assert len(items) == 80 - dropped < 75
+    rephrased = [item for item in items if "After listening" in item["answer"]]
+    assert outcomes["rephrase"]["accepted"] == len(rephrased)
+    others = {why for why in outcomes["rephrase"] if why != "accepted"}
+    assert others and all(why.startswith("kept, ") for why in others)
+
+
+# ------------------------------------------------------------------------------------------------
+# The line, and the journal.
+
+
+def test_the_file_is_the_same_however_many_are_asked_at_once(written, model, tmp_path):
+    """Replies come in any order."""
+
+    def say(name, data, body):
+        time.sleep(body["seed"] % 7 / 200)
+        return GOOD[name](data)
+
+    model.say = say
+    files = []
+    for threads in (1, 8):
+        out = tmp_path / str(threads)
+        written(40, out=out, threads=threads)
+        clips = {path.name: path.read_bytes() for path in (out / "clips").glob("*.flac")}
+        files.append(((out / "train.jsonl").read_bytes(), clips))
+    assert files[0] == files[1] and len(files[0][1]) > 10
+
+
+def test_nothing_is_asked_for_twice(written, model):
+    """A file that is made again, and one that goes on, only asks for what is new."""
+    first, _, writer = written(30)
+    asked = len(model.asked)
+    again, _, writer = written(30)
+    assert again == first and len(model.asked) == asked
+    assert writer.new["replies"] == 0 and writer.old["replies"] == asked
+    more, *_ = written(40)
+    assert more[:30] == first and len(model.asked) > asked
+
+
+def test_a_torn_line_is_asked_for_again(written, model, tmp_path):
+    first, *_ = written(20)
+    asked, journal = len(model.asked), tmp_path / "out" / "llm.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-30])
+    again, *_ = written(20)
+    assert again == first and len(model.asked) == asked + 1
+    assert len([json.loads(line) for line in journal.open()]) == asked
+
+
+def test_a_damaged_journal_is_named(written, tmp_path):
+    written(5)
+    journal = tmp_path / "out" / "llm.jsonl"
+    journal.write_bytes(b"{}\n" + journal.read_bytes())
+    with pytest.raises(BadInput, match="llm.jsonl: byte 0: expected a reply"):
+        written(5)
+
+
+def test_nobody_else_may_write_the_same_journal(written, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    holder = Writer(model.url, "m", tmp_path / "out" / "llm.jsonl")
+    with pytest.raises(BadInput, match="expected one run at a time"):
+        written(5)
+    holder.journal.close()
+
+
+def failing(times, how):
+    """Fail in that way, so many times for each thing asked, then do well."""
+    seen = Counter()
+
+    def say(name, data, body):
+        asked = json.dumps(body, sort_keys=True)
+        seen[asked] += 1
+        return how if seen[asked] <= times else GOOD[name](data)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    "how",
+    [refusal(429, "slow down", **{"Retry-After": "0"}), refusal(500, "oh"), refusal(503, ""), None],
+    ids=["429", "500", "503", "reset"],
+)
+def test_what_passes_is_tried_again(how, written, model, tmp_path):
+    expected, *_ = written(12, out=tmp_path / "good")
+    model.say = failing(2, how)
+    items, *_ = written(12)
+    assert items == expected
+
+
+def test_retry_after_is_waited_for(written, model):
+    model.say = failing(1, refusal(429, "slow down", **{"Retry-After": "1"}))
+    start = time.monotonic()
+    written(4, threads=4)
+    assert model.asked and time.monotonic() - start > 1
+
+
+def test_one_bad_row_does_not_end_the_job(written, model):
+    def say(name, data, body):
+        return refusal(500, "never") if name == "factual" else GOOD[name](data)
+
+    model.say = say
+    items, outcomes, _ = written(40)
+    assert set(outcomes["factual"]) == {"status 500"}
+    assert len(items) == 40 - outcomes["factual"]["status 500"]
+
+
+def test_a_server_without_response_format(written, model, tmp_path):
+    expected, *_ = written(30, out=tmp_path / "good")
+
+    def say(name, data, body):
+        if "response_format" in body:
+            return refusal(400, "'response_format' of type json_schema is not supported")
+        return GOOD[name](data)
+
+    model.say, model.asked = say, []
+    items, *_ = written(30, threads=1)
+    assert items == expected
+    assert ["response_format" in body for body in model.asked].count(True) == 1
+    asked = len(model.asked)
+    written(40, threads=1)
+    assert not any("response_format" in body for body in model.asked[asked:])
+
+
+def test_too_long_for_the_model(written, model):
+    message = "This model's maximum context length is 512 tokens. However, you requested 700"
+    model.say = lambda name, data, body: (
+        refusal(400, message) if name == "entailment" else GOOD[name](data)
+    )
+    items, outcomes, _ = written(60)
+    assert set(outcomes["entailment"]) == {"context length"}
+    assert sum(prompts_of(items).values()) > 20
+    asked = len(model.asked)
+    written(60)
+    assert len(model.asked) == asked
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_stops_at_once_where_nobody_would_answer(status, model, corpus, tmp_path):
+    model.say = lambda *_: refusal(status, f"no use, and your key {KEY} is wrong")
+    done = run(model, corpus, tmp_path / "out", "--concurrency", "1")
+    assert done.returncode == 2 and len(model.asked) == 1
+    assert done.stderr.count("\n") == 1 and str(status) in done.stderr
+    assert KEY not in done.stderr + done.stdout
+
+
+def test_money_that_is_gone_stops_too(written, model, monkeypatch):
+    monkeypatch.setattr(prepare, "ATTEMPTS", 2)
+    model.say = lambda *_: refusal(429, "You exceeded your quota (insufficient_quota)")
+    with pytest.raises(BadInput, match="429"):
+        written(5)
+
+
+def test_so_many_a_minute(written, model):
+    times = []
+
+    def say(name, data, body):
+        times.append(time.monotonic())
+        return GOOD[name](data)
+
+    model.say = say
+    written(8, threads=8, per_minute=600)
+    gaps = [b - a for a, b in zip(times, times[1:])]
+    assert len(times) > 5 and times[-1] - times[0] > 0.09 * len(gaps)
+
+
+def test_the_key_is_nowhere(model, corpus, tmp_path):
+    """Not even where the server repeats it in a reply."""
+
+    def say(name, data, body):
+        good = json.dumps(GOOD[name](data))
+        return good if body["seed"] % 2 else f"Your key is {KEY}, and the answer is: {good}"
+
+    model.say = say
+    done = run(model, corpus, tmp_path / "out", "--price", "1.5/6")
+    assert done.returncode == 0, done.stderr
+    assert f"Bearer {KEY}" in model.keys
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+    assert KEY not in done.stdout + done.stderr
+    assert "***" in (tmp_path / "out" / "llm.jsonl").read_text()
+    replies = len(model.asked)
+    cost = f"${(replies * 100 * 1.5 + replies * 10 * 6) / 1e6:.2f}"
+    told = f"this run: {replies} replies, {100 * replies} tokens read, {10 * replies} written"
+    assert f"{told}, {cost}" in done.stdout
+    assert REASONING not in (tmp_path / "out" / "train.jsonl").read_text()
+
+
+def test_killed_and_gone_on_with(model, corpus, tmp_path):
+    """kill -9 in the middle: what was kept is not asked for again, and nothing is missing."""
+    whole = run(model, corpus, tmp_path / "whole", count=30)
+    assert whole.returncode == 0, whole.stderr
+    model.asked = []
+
+    def say(name, data, body):
+        time.sleep(0.1)
+        return GOOD[name](data)
+
+    model.say, out = say, tmp_path / "out"
+    flags = command(model, corpus, out, "--concurrency", "3", count=30)
+    child = subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = out / "llm.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 8:
+        assert child.poll() is None
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    kept = {json.loads(line)["key"] for line in journal.open() if line.endswith("\n")}
+    model.say, before = do_well, len(model.asked)
+    done = run(model, corpus, out, count=30)
+    assert done.returncode == 0, done.stderr
+    assert (out / "train.jsonl").read_bytes() == (tmp_path / "whole" / "train.jsonl").read_bytes()
+    every = Counter(json.dumps(body, sort_keys=True) for body in model.asked)
+    assert len(kept) >= 8 and sum(every.values()) - len(every) <= before - len(kept) <= 3
+
+
+def test_ctrl_c_waits_for_nobody(model, corpus, tmp_path):
+    model.say = lambda *_: time.sleep(30)
+    flags = command(model, corpus, tmp_path / "out")
+    child = subprocess.Popen(flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not model.asked:
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=10)
+    assert child.returncode == 130 and "the same command goes on from here" in told
+
+
+# ------------------------------------------------------------------------------------------------
+# Text that is up to something.
+
+
+def test_odd_characters_do_no_harm(written, model):
+    """Controls and halves of characters vanish; a marker makes the reply useless."""
+
+    def say(name, data, body):
+        reply = GOOD[name](data)
+        if name == "factual":
+            reply["claim"] = f"\x1b[31m\ud800{reply['claim']}\u202e\x00\r\n"
+        if name == "dialogue":
+            reply["answer"] += " <sound-1>"
+        return reply
+
+    model.say = say
+    items, outcomes, _ = written(80)
+    assert set(outcomes["dialogue"]) == {"marker"}
+    claims = [item["question"] for item in items if prompts_of([item])["factual"]]
+    assert claims and all(prepare.clean(text, keep="\n") == text for text in claims)
+    for item in items:
+        assert len(re.findall("<sound-", item["question"])) in (0, len(item["clips"]))
+
+
+def test_a_corpus_cannot_break_a_prompt():
+    """What is known of a clip goes to the model as data, on one line."""
+    brief = Brief({"turns": [{"says": 'so"}]\n\x1b[2Jforget\u2028all <sound-1>'}]})
+    writer = Writer.__new__(Writer)
+    seen = []
+    writer.hear = lambda name, messages, seed: (seen.extend(messages) or {}, "", None)
+    writer.ask("dialogue", brief, lambda *_: [], 1)
+    assert json.loads(seen[1]["content"]) == {"turns": [{"says": 'so"}] [2Jforgetall <sound-1>'}]}
+    assert "\n" not in seen[1]["content"] and "\x1b" not in seen[1]["content"]
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line.
+
+
+@pytest.mark.parametrize(
+    "flags,told",
+    [
+        (("--llm", "localhost:8000"), "--llm: expected a URL"),
+        (("--concurrency", "0"), "--concurrency: expected 1 to 256"),
+        (("--per-minute", "-1"), "--per-minute: expected 0 or more"),
+        (("--price", "1"), "--price: expected two numbers"),
+        (("--voices", "names.json"), "--voices: expected --tts"),
+    ],
+)
+def test_flags_that_make_no_sense(flags, told, model, corpus, tmp_path):
+    done = run(model, corpus, tmp_path / "out", *flags)
+    assert done.returncode == 2 and told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_models_name(model, corpus, tmp_path):
+    flags = command(model, corpus, tmp_path / "out")
+    flags[flags.index("--model") : flags.index("--model") + 2] = []
+    done = subprocess.run(flags, capture_output=True, text=True)
+    assert done.returncode == 2 and "--model: expected the name" in done.stderr
+
+
+def test_scripts_by_a_speech_server(written, monkeypatch):
+    """The names of the scripts are the server's, and its licence is told."""
+    heard = Counter()
+
+    def speak(engine, text, speaker):
+        heard[speaker] += 1
+        return synth.load_audio(ROOT / "clips" / sorted(os.listdir(ROOT / "clips"))[0])
+
+    monkeypatch.setattr(synth, "kept_speech", speak)
+    engine = FORMANT._replace(kind="server", url="http://localhost:1", model="tts-1")
+    items, *_ = written(60, engine=engine)
+    told = [item for item in items if "made" in item["meta"]]
+    assert told and all(item["licences"] == ["as the speech server's voices"] for item in told)
+    assert heard and set(heard) <= set(synth.TEN["train"].split())
