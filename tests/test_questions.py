@@ -335,7 +335,7 @@ def yes_if(holds):
 
 
 def whose(row, said, *_):
-    return field("speaker")(row), "transcript" in row and row["transcript"] == said
+    return field("speaker")(row), spoken(row) == spoken({"transcript": said})
 
 
 def told_whose(text, said, *_):
@@ -1105,7 +1105,7 @@ def test_the_question_does_not_tell_the_answer_of_a_few(task):
 
 
 def test_the_classifier_finds_a_shortcut_that_is_there():
-    learned, asked = ([dict(x) for x, _ in items(s, "train", "odd", 60)] for s in SEEDS)
+    learned, asked = ([dict(x) for x, _ in items(s, "train", "odd", 200)] for s in SEEDS)
     for item in learned + asked:
         item["question"] = f"Which is it, {'abcde'[item['gold']['value'] - 1]}?"
     bayes = Bayes(learned)
@@ -1558,7 +1558,7 @@ def audioset_strong(root, dice):
 
 
 def picoaudio(root, dice):
-    names = ["dog barking", "cat meowing", "door slamming", "whistling", "gunshot", "cow mooing"]
+    names = ["dog barking", "cat meowing", "door slamming", "rain", "siren", "bells"]
     lines = []
     for i in range(120):
         events = list(strong_events(dice, names))
@@ -1685,9 +1685,14 @@ def test_each_corpus_feeds_the_tasks_that_it_can(name, corpora):
                     assert set(re.findall(r"\w+", slot[0].lower())) <= words
 
 
-@pytest.mark.parametrize("names", [
-    ["librispeech", "qualispeech"], ["clotho", "audioset-strong", "esc50"], list(FED)
-])  # fmt: skip
+MIXED = [
+    ["librispeech", "qualispeech"],
+    ["clotho", "picoaudio", "esc50"],  # three that know of rain, and one of them when
+    list(FED),
+]
+
+
+@pytest.mark.parametrize("names", MIXED)
 def test_corpora_that_are_mixed_do_not_tell_what_only_one_of_them_knows(names, corpora):
     rows = [json.loads(line) for name in names for line in corpora[name].read_text().splitlines()]
     fed = Deck(rows, "train")
