@@ -867,8 +867,10 @@ def completions(deck, item, rows, k, dice, size, tries=400):
             keyed[key].append((row["id"], value))
             valued[value if type(value) is not list else tuple(value)].append((row["id"], value))
     if kind == "heard_again":  # anybody may say what is quoted, even if nobody else did
-        strangers = {speaker for speaker, _ in values} | {"a stranger"}
-        keyed["said"] = [(speaker, (speaker, True)) for speaker in strangers]
+        for speaker in (values[k][0], "a stranger"):
+            quoter = (speaker, True)
+            said = [quoter if v[1] and i != k else v for i, v in enumerate(values)]
+            yield way.judge(said, *names)
     like = [other for other in itertools.chain(*valued.values()) if other[1] == values[k]]
     keyed, valued = list(keyed.values()), list(valued.values())
     others = [i for i in range(len(rows)) if i != k]
