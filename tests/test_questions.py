@@ -335,7 +335,7 @@ def yes_if(holds):
 
 
 def whose(row, said, *_):
-    return field("speaker")(row), "transcript" in row and row["transcript"] == said
+    return field("speaker")(row), spoken(row) == spoken({"transcript": said})
 
 
 def told_whose(text, said, *_):
@@ -867,8 +867,10 @@ def completions(deck, item, rows, k, dice, size, tries=400):
             keyed[key].append((row["id"], value))
             valued[value if type(value) is not list else tuple(value)].append((row["id"], value))
     if kind == "heard_again":  # anybody may say what is quoted, even if nobody else did
-        strangers = {speaker for speaker, _ in values} | {"a stranger"}
-        keyed["said"] = [(speaker, (speaker, True)) for speaker in strangers]
+        for speaker in (values[k][0], "a stranger"):
+            quoter = (speaker, True)
+            said = [quoter if v[1] and i != k else v for i, v in enumerate(values)]
+            yield way.judge(said, *names)
     like = [other for other in itertools.chain(*valued.values()) if other[1] == values[k]]
     keyed, valued = list(keyed.values()), list(valued.values())
     others = [i for i in range(len(rows)) if i != k]
@@ -1105,7 +1107,7 @@ def test_the_question_does_not_tell_the_answer_of_a_few(task):
 
 
 def test_the_classifier_finds_a_shortcut_that_is_there():
-    learned, asked = ([dict(x) for x, _ in items(s, "train", "odd", 60)] for s in SEEDS)
+    learned, asked = ([dict(x) for x, _ in items(s, "train", "odd", 200)] for s in SEEDS)
     for item in learned + asked:
         item["question"] = f"Which is it, {'abcde'[item['gold']['value'] - 1]}?"
     bayes = Bayes(learned)
@@ -1558,7 +1560,7 @@ def audioset_strong(root, dice):
 
 
 def picoaudio(root, dice):
-    names = ["dog barking", "cat meowing", "door slamming", "whistling", "gunshot", "cow mooing"]
+    names = ["dog barking", "cat meowing", "door slamming", "rain", "siren", "bells"]
     lines = []
     for i in range(120):
         events = list(strong_events(dice, names))
@@ -1685,9 +1687,14 @@ def test_each_corpus_feeds_the_tasks_that_it_can(name, corpora):
                     assert set(re.findall(r"\w+", slot[0].lower())) <= words
 
 
-@pytest.mark.parametrize("names", [
-    ["librispeech", "qualispeech"], ["clotho", "audioset-strong", "esc50"], list(FED)
-])  # fmt: skip
+MIXED = [
+    ["librispeech", "qualispeech"],
+    ["clotho", "picoaudio", "esc50"],  # three that know of rain, and one of them when
+    list(FED),
+]
+
+
+@pytest.mark.parametrize("names", MIXED)
 def test_corpora_that_are_mixed_do_not_tell_what_only_one_of_them_knows(names, corpora):
     rows = [json.loads(line) for name in names for line in corpora[name].read_text().splitlines()]
     fed = Deck(rows, "train")
