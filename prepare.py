@@ -1149,7 +1149,12 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
     new = {old: j for j, old in enumerate(order, 1)}
     kind, answers = example.get("gold", {}).get("type"), ("answer", "choices")
     bare = kind in (None, "clip", "order")  # there "2" is a clip; elsewhere it is a number
-    moved = map_text(moved, lambda text: remap_indices(text, new))
+    listed = " ".join(f"<sound-{i}>" for i in sorted(new))  # is where all clips are heard, in order
+
+    def follow(text):
+        return listed.join(remap_indices(part, new) for part in text.split(listed))
+
+    moved = map_text(moved, follow)
     told = map_text(example, lambda text: remap_indices(text, new, bare))
     if kind in ("keywords", "transcript"):  # what was said in a clip, not about one
         told = example

@@ -2372,7 +2372,7 @@ def total(shelf, dice, n, fate) -> Draft:
             key = decoy(shelf, dice, "label", label)
             rows += shelf.draw(dice, key, 1, lacking("label", label), rows)
     rows = shuffled(dice, rows)
-    says = {i: told_count(count_of(row, label), label) for i, row in enumerate(rows, 1)}
+    says = {i: told_count(count_of(row, label) or 0, label) for i, row in enumerate(rows, 1)}
     gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
     return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
 

@@ -34,10 +34,11 @@ from tests.conftest import ROOT
 import prepare
 import synth
 from prepare import RATE, chance, read_rows, score, view_as_text, view_permute
-from synth import EVENTS, FORMS, SPLITS, TASKS, WORDS, make_item, phrasings, plan_tasks
+from synth import EVENTS, FORMS, RECIPES, SPLITS, WORDS, make_item, phrasings, plan_tasks
 
 CLIPS = 9000  # of each world
 SEEDS = (3, 4)
+TASKS = {task: synth.TASKS[task] for task in RECIPES["polyaudio"].tasks}
 SINGLE = [task for task in TASKS if TASKS[task].skill == "single"]
 SEVERAL = [task for task in TASKS if task not in SINGLE]
 
@@ -57,8 +58,8 @@ def silent_rows(seed):
             "utter": lambda segments, ends, *_: np.ones(round(ends[-1] * RATE), "f4"),
             "shaped_noise": lambda dice, n, gain: np.ones(n, "f4"),
             "DEGRADATIONS": {
-                label: (lambda wave, strength, dice: wave, limits)
-                for label, (_, limits) in synth.DEGRADATIONS.items()
+                label: (lambda wave, strength, dice: wave, *others)
+                for label, (_, *others) in synth.DEGRADATIONS.items()
             },
         }
         for name, value in flat.items():
