@@ -339,7 +339,7 @@ def test_options_and_events_move(written):
 
 def test_scripts_move(written):
     """The model always contradicts in its last script; the item does so anywhere."""
-    items, *_ = written(160)
+    items, *_ = written(400)
     made = [item["meta"]["made"] for item in items if prompts_of([item])["factual"]]
     odd = [[s["text"].startswith("nobody") for s in scripts] for scripts in made]
     assert len({flags.index(True) for flags in odd if any(flags)}) > 1
