@@ -337,6 +337,15 @@ def test_options_and_events_move(written):
     assert len({item["gold"]["value"] for item in ordered}) > 2
 
 
+def test_scripts_move(written):
+    """The model always contradicts in its last script; the item does so anywhere."""
+    items, *_ = written(400)
+    made = [item["meta"]["made"] for item in items if prompts_of([item])["factual"]]
+    odd = [[s["text"].startswith("nobody") for s in scripts] for scripts in made]
+    assert len({flags.index(True) for flags in odd if any(flags)}) > 1
+    assert {flags[-1] for flags in odd if any(flags)} == {True, False}
+
+
 def test_seeds_are_the_items_own(written, model):
     written(40)
     seeds = Counter(body["seed"] for body in model.asked)
