@@ -3,10 +3,10 @@
     python judge.py --weights weights/tiny --bench data/toy/bench.jsonl
     python judge.py --weights runs/mine --bench data/toy/bench-dev.jsonl --out reports --name mine
 
-Nothing is guessed: an answer that commits to nothing is unparsed, an item that could not be asked is
-missing, both score 0 and both are counted. Beside each score stand what a uniform guess would get
-(chance) and what the best answer that never listens would (majority). DIR/NAME.json holds it all,
-item by item.
+Nothing is guessed: an answer that commits to nothing is unparsed, an item that could not be asked
+is missing, both score 0 and both are counted. Beside each score stand what a uniform guess would
+get (chance) and what the best answer that never listens would (majority). DIR/NAME.json holds it
+all, item by item.
 """
 
 import os
