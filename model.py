@@ -34,6 +34,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -1169,8 +1170,12 @@ def peft_name(name: str, text_only: bool) -> str:
 
 def write_tensors(path, tensors):
     beside = path.with_name(path.name + ".part")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.replace(path)
+    try:
+        save_file(tensors, beside, metadata={"format": "pt"})
+        beside.replace(path)
+    except (SafetensorError, OSError) as error:  # a full disk is the former
+        beside.unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot be written ({error})") from None
 
 
 def match_names(keys, expected, may_tie: bool, source) -> dict[str, str]:
