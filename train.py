@@ -487,7 +487,7 @@ def save_state(out, named, opts, about):
     write_json(path.with_suffix(".json"), about)  # the last: without it, no checkpoint
     kept = {path.stem for path in checkpoints(out)[-KEPT:]}
     for old in sorted(out.glob("state-*")):  # what a kill left half done is here, too
-        if old.name.split(".")[0] not in kept or old.suffix == ".part":
+        if old.name.split(".")[0] not in kept:
             old.unlink()
 
 

@@ -728,6 +728,21 @@ def test_resuming_at_any_step_gives_the_same_steps(recipe, unbroken, one_thread)
     assert furthest(adapter(recipe.out), weights) == 0.0
 
 
+def test_the_best_is_that_of_the_best_look(recipe, home, monkeypatch):
+    """Before a stop and after it."""
+    scores = iter([0.2, 0.5, 0.3, 0.4])
+    monkeypatch.setattr(train, "look", lambda *given: {"odd": next(scores)})
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"), every=1, steps=3)
+    in_process(recipe)
+    state = load_file(Path(recipe.out) / "state-0000002.safetensors")
+    in_process(replace(recipe, steps=4), resumed=True)
+    rows = state["p.language_model.embed_tokens.lora_rows"]
+    (found,) = [t for name, t in adapter(Path(recipe.out) / "best").items() if "delta" in name]
+    assert torch.equal(found, rows)
+    about = json.loads((Path(recipe.out) / "state-0000004.json").read_text())
+    assert about["best"] == 0.5
+
+
 def test_a_finished_run_resumed_does_nothing(recipe, unbroken, tmp_path, one_thread):
     shutil.copytree(unbroken.out, recipe.out)
     before = adapter(recipe.out)
@@ -878,37 +893,44 @@ runpy.run_path('train.py', run_name='__main__')
     assert losses(out).keys() == {2, 4, 6, 8}
 
 
-def kill_and_resume(recipe, unbroken, kills, seed):
-    """kill -9 after a while, at any moment: while loading, learning or saving."""
-    dice, words = random.Random(seed), ["train.py", *flags(recipe, every=1, steps=6)]
-    killed = 0
-    while killed < kills:
-        process = script(*words, "--resume")
-        before = len(train.checkpoints(Path(recipe.out)))
-        limit = time.monotonic() + 60
-        if dice.random() < 0.8:  # most of the time is spent on importing, so wait for a step
-            while time.monotonic() < limit and process.poll() is None:
-                if len(list(Path(recipe.out).glob("state-*"))) != 2 * before:
-                    break
-                time.sleep(0.002)
-        time.sleep(dice.uniform(0, 0.1))
-        os.killpg(process.pid, signal.SIGKILL)
+def kill_and_resume(recipe, kills, seed):
+    """kill -9 at any moment: while loading, learning or saving. Importing takes most of the time,
+    so mostly it first waits for another checkpoint to begin."""
+    dice, words, out = (
+        random.Random(seed),
+        ["train.py", *flags(recipe), "--resume"],
+        Path(recipe.out),
+    )
+    for _ in range(kills):
+        names, process = set(out.glob("state-*")), script(*words)
+        limit, waits = time.monotonic() + 60, dice.random() < 0.8
+        while waits and set(out.glob("state-*")) == names and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.05))
+        process.kill()
         process.communicate()
-        killed += 1
-    finish(script(*words, "--resume"))
-    found = losses(recipe.out)
-    assert list(found) == [1, 2, 3, 4, 5, 6]
-    assert {step: found[step] for step in (2, 4, 6)} == losses(unbroken.out)
-    assert furthest(adapter(recipe.out), adapter(unbroken.out)) == 0.0
+        assert process.returncode == -signal.SIGKILL, "it was not over before"
+    finish(script(*words))
 
 
-def test_killed_and_resumed_it_is_the_unbroken_run(recipe, unbroken):
-    kill_and_resume(recipe, unbroken, 3, 0)
+def test_killed_and_resumed_it_is_the_unbroken_run(recipe, one_thread):
+    straight = replace(recipe, every=1, steps=16)
+    in_process(straight)
+    recipe = replace(straight, out=recipe.out + "-killed")
+    kill_and_resume(recipe, 3, 0)
+    assert losses(recipe.out) == losses(straight.out)
+    assert list(losses(recipe.out)) == list(range(1, 17))
+    assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
 
 
 @pytest.mark.slow
-def test_killed_ten_times(recipe, unbroken):
-    kill_and_resume(recipe, unbroken, 10, 1)
+def test_killed_ten_times(recipe, one_thread):
+    straight = replace(recipe, every=1, steps=80)
+    in_process(straight)
+    recipe = replace(straight, out=recipe.out + "-killed")
+    kill_and_resume(recipe, 10, 1)
+    assert losses(recipe.out) == losses(straight.out)
+    assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -952,6 +974,17 @@ def test_three_ranks_do_not_wait_for_each_other_where_there_is_little_to_do(reci
     assert furthest(adapter(recipe.out), adapter(alone.out)) < 1e-5
 
 
+@pytest.mark.parametrize("batch", [2, 12])
+def test_every_example_is_one_ranks(recipe, batch):
+    """Where all did all, the mean would be the same, and nobody would be faster."""
+    recipe = replace(recipe, batch=batch, steps=0)
+    plans = [train.decoded(Plan(recipe, net_of(recipe)), rank, 3) for rank in range(3)]
+    for steps in zip(*plans, strict=True):
+        assert sorted(e.id for step in steps for row in step.rows for e in row) == sorted(
+            steps[0].ids
+        )
+
+
 def test_resumed_on_another_number_of_ranks(recipe, unbroken):
     out = Path(recipe.out)
     shutil.copytree(unbroken.out, out)
@@ -972,6 +1005,22 @@ def test_a_rank_that_is_killed_ends_the_run(recipe):
     processes[1].communicate()
     err = finish(processes[0], 2, 30)
     assert "rank 0: another rank is gone" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_torchrun_saves_first(recipe):
+    """The terminal tells everybody, and torchrun passes it on: twice is once here."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    process = script(*torchrun, "train.py", *flags(recipe, steps=100_000, every=100_000))
+    for line in process.stderr:
+        if "The answer is" in line:
+            break
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(train.checkpoints(Path(recipe.out))) == 1, err
+    assert len(log_of(recipe.out)) == 1
 
 
 # ------------------------------------------------------------------------------------------------
