@@ -34,8 +34,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import (
@@ -600,6 +602,7 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
+        self.recompute = False  # keep only each layer's input for its gradient
 
     def forward(self, x, lengths, cache: Cache | None = None, rows=()):
         """x (T, D): examples end to end, of these lengths; with a cache they go on in its rows."""
@@ -608,6 +611,8 @@ class Decoder(nn.Module):
         cos_sin = self.cos_sin(ranges(pasts, lengths, x.device), x.dtype)
         plan = cache.plan(rows, lengths) if cache else None
         for i, layer in enumerate(self.layers):
+            if self.recompute and torch.is_grad_enabled():
+                layer = partial(checkpoint, layer, use_reentrant=False)
             x = layer(x, cos_sin, cu, partial(cache.attend, plan, i) if cache else None)
         return self.norm(x)
 
@@ -756,10 +761,11 @@ class PolyAudio(nn.Module):
         """(T, V) of one example: clips are 1-D float32 arrays, one for each run of slots."""
         return self.project(self.hidden([ids], [clips]))
 
-    def loss(self, examples) -> tuple[torch.Tensor, int]:
-        """examples: (ids, clips, learned), where learned[t] says whether ids[t] is to be predicted.
-        -> the summed negative log-likelihood in float32, and of how many tokens. Without any clip
-        the encoder has no part in it, and its gradients stay None."""
+    def loss(self, examples) -> tuple[torch.Tensor, float]:
+        """examples: (ids, clips, learned), where learned[t] is the weight of predicting ids[t], 0
+        or False for not at all. -> the weighted sum of the negative log-likelihoods in float32, and
+        the sum of the weights. Without any clip the encoder has no part in it, and its gradients
+        stay None."""
         ids, clips, learned = ([e[i] for e in examples] for i in range(3))
         hidden = self.hidden(ids, clips)
         starts = cumulative([len(row) for row in ids]).tolist()
@@ -771,7 +777,9 @@ class PolyAudio(nn.Module):
         ]
         pairs = numbers(pairs, self.device).view(-1, 2)
         places, targets = pairs.T
-        return self.surprise(hidden[places], targets).sum(), len(pairs)
+        weights = [w for flags in learned for w in flags[1:] if w]
+        each = self.surprise(hidden[places], targets)
+        return (each * numbers(weights, each.device, torch.float32)).sum(), sum(weights)
 
     @torch.inference_mode()
     def loglik(self, ids: list[int], clips: list, answer_ids: list[int]) -> float:
@@ -1162,8 +1170,12 @@ def peft_name(name: str, text_only: bool) -> str:
 
 def write_tensors(path, tensors):
     beside = path.with_name(path.name + ".part")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.replace(path)
+    try:
+        save_file(tensors, beside, metadata={"format": "pt"})
+        beside.replace(path)
+    except (SafetensorError, OSError) as error:  # a full disk is the former
+        beside.unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot be written ({error})") from None
 
 
 def match_names(keys, expected, may_tie: bool, source) -> dict[str, str]:
@@ -1332,9 +1344,9 @@ def add_weight_flags(parser):
     parser.set_defaults(dtypes=names)
 
 
-def load_net(args) -> PolyAudio:
-    """The network that the flags ask for."""
-    device = args.device
+def find_device(asked) -> torch.device:
+    """The one of that name, or the first of cuda, mps, cpu that is there."""
+    device = asked
     if device is None:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         device = next((name for name, found in there.items() if found), "cpu")
@@ -1349,4 +1361,10 @@ def load_net(args) -> PolyAudio:
         kernels.chosen()
     except ValueError as error:
         raise BadInput(error) from None
+    return torch.device(device)
+
+
+def load_net(args) -> PolyAudio:
+    """The network that the flags ask for."""
+    device = find_device(args.device)
     return PolyAudio.from_dir(args.weights, device, args.dtypes[args.dtype], args.adapter)

@@ -1054,6 +1054,22 @@ def load_clip(clip, root=".") -> np.ndarray:
     return load_audio(Path(root) / clip["path"], clip.get("start", 0), clip.get("end"))
 
 
+def clip_samples(clip, root=".") -> int:
+    """How many samples load_clip gives, from the files' headers alone."""
+    if isinstance(clip, np.ndarray):
+        return len(clip)
+    if isinstance(clip, dict) and "join" in clip:
+        gaps = (len(clip["join"]) - 1) * round(clip["silence"] * RATE)
+        return gaps + sum(clip_samples(part, root) for part in clip["join"])
+    part = clip if isinstance(clip, dict) else {"path": clip}
+    start, end = part.get("start", 0), part.get("end")
+    with open_audio(Path(root) / part["path"]) as (name, file):
+        length = check_slice(name, file, start, end)
+        whole = -(-file.frames * RATE // file.samplerate)
+        finish = whole if end is None else round(min(end, length) * RATE)
+    return finish - round(start * RATE)
+
+
 def view_concat(example: dict) -> dict:
     """All clips as one, two seconds of silence between: how models that hear one clip are asked."""
     return unmarked(example, [join_clips(example["clips"])])

@@ -1,0 +1,1250 @@
+"""What train.py promises: what is learned and what is not, the plan, the same steps on any number
+of ranks and after any kill, and adapters that others read as we do.
+
+The base is a small random one with a tokenizer of its own; the clips are noise. So nothing is
+learned here but by heart, and numbers that should be the same are.
+"""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import prepare
+import pytest
+import soundfile
+import torch
+import train
+from model import PolyAudio
+from peft import PeftModel
+from prepare import BadInput
+from safetensors.torch import load_file
+from tests.checkpoints import edit_json, make, oracle_logits, rewrite
+from tests.conftest import ROOT
+from train import RECIPES, Example, Plan, Ranks, shared
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+    pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .'layout'."),
+]
+SPECIALS = {
+    "af3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "[BOA]", "[EOA]"],
+    "qwen2_audio": [
+        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>",
+        "<|audio_eos|>",
+    ],
+}  # fmt: skip
+SENTENCES = [
+    "Which clip is the louder one of them all?", "audio 1: a dog barks; audio 2: rain, water.",
+    "The answer is: audio 2.", "user\nassistant\nsystem\n(audio 1: )(audio 2: )(audio 3: )",
+]  # fmt: skip
+TASKS = ("loudest", "odd", "order")
+FLAGS = {"tokens": 200, "batch": 4, "workers": 2, "lr": 1e-3, "every": 2, "dev": "", "steps": 6}
+
+
+def speaking(kind, dir):
+    """A small random base that can be asked in words."""
+    make(kind, dir)
+    prepare.train_bpe(SENTENCES, 400, SPECIALS[kind], dir)
+    ids = prepare.Tokenizer.from_dir(dir).special
+    name = {"af3": "audio_token_id", "qwen2_audio": "audio_token_index"}[kind]
+    edit_json(dir / "config.json", **{name: ids[SPECIALS[kind][3]]})
+    edit_json(dir / "generation_config.json", eos_token_id=ids["<|im_end|>"])
+
+
+def make_rows(n, clips, seed=0) -> list[dict]:
+    dice, rows = random.Random(seed), []
+    for i in range(n):
+        chosen = dice.sample(clips, dice.randint(1, 3))
+        right = dice.randint(1, len(chosen))
+        rows.append({
+            "id": f"row-{i}", "task": TASKS[i % 3], "skill": "comparison", "clips": chosen,
+            "question": "Which clip is the louder one" + " of them" * dice.randint(0, 9) + "?",
+            "answer": f"audio 1: rain. The answer is: audio {right}.",
+            "gold": {"type": "clip", "value": right}, "source": "noise",
+            "licences": ["CC0-1.0" if i else "CC-BY-4.0"], "meta": {},
+        })  # fmt: skip
+    return rows
+
+
+def write_rows(path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """weights/, clips, and 40 rows on them."""
+    home, dice = tmp_path_factory.mktemp("train"), np.random.default_rng(0)
+    speaking("af3", home / "weights")
+    clips = [f"{i}.wav" for i in range(12)]
+    for i, name in enumerate(clips):
+        wave = 0.1 * dice.standard_normal(4000 + 800 * i)
+        soundfile.write(home / name, wave.astype(np.float32), 16000)
+    write_rows(home / "train.jsonl", make_rows(40, clips))
+    write_rows(home / "dev.jsonl", make_rows(6, clips, seed=1))
+    return home
+
+
+@pytest.fixture
+def recipe(home, tmp_path):
+    """polyaudio in small."""
+    given = {**FLAGS, "base": str(home / "weights"), "data": str(home / "train.jsonl")}
+    return replace(RECIPES["polyaudio"], **given, out=str(tmp_path / "run"), rank=4, alpha=8)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    prepare.warn.cache_clear()
+    train.STOPPED.asked = 0
+
+
+def net_of(recipe) -> PolyAudio:
+    return PolyAudio.from_dir(recipe.base)
+
+
+def learning(recipe):
+    """(network, what is trained of it)"""
+    net = net_of(recipe)
+    return net, train.make_trainable(net, recipe)
+
+
+def heard(plan, n) -> list[Example]:
+    """The plan's first n examples, their clips decoded."""
+    plan.fill()
+    return [train.load(plan, example) for example in list(plan.waiting.values())[:n]]
+
+
+def as_given(examples):
+    return [(e.ids, e.clips, e.learned) for e in examples]
+
+
+def flags(recipe, **more) -> list[str]:
+    """A recipe as words for the command line."""
+    names = ("base", "data", "out", "rank", "alpha", *FLAGS)
+    given = {name: getattr(recipe, name) for name in names} | more
+    return ["--recipe", "polyaudio", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def script(*words, **env) -> subprocess.Popen:
+    """train.py in a process of its own, one thread each: the sums are then the same."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = [sys.executable, *map(str, words)]
+    return subprocess.Popen(words, env=env, cwd=ROOT, start_new_session=True, **out)
+
+
+def finish(process, code=0, seconds=100) -> str:
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == code, err[-2000:]
+    assert "Traceback" not in err, err
+    return err
+
+
+def ranked(count, *words):
+    """train.py on several ranks, as torchrun starts them, without its own watching."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count}
+    return [script("train.py", *words, **where, RANK=rank) for rank in range(count)]
+
+
+def log_of(out) -> list[dict]:
+    return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+
+
+def losses(out) -> dict:
+    lines = log_of(out)
+    assert len({line["step"] for line in lines}) == len(lines), "a step is told once"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def adapter(out) -> dict:
+    return load_file(Path(out) / "adapter_model.safetensors")
+
+
+def furthest(one: dict, other: dict) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def unbroken(home, tmp_path_factory):
+    """A run of six steps in one process, a checkpoint every second."""
+    given = {**FLAGS, "base": str(home / "weights"), "data": str(home / "train.jsonl")}
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    made = replace(RECIPES["polyaudio"], **given, out=str(out), rank=4, alpha=8)
+    err = finish(script("train.py", *flags(made, dev=home / "dev.jsonl")))
+    return SimpleNamespace(recipe=made, out=out, err=err)
+
+
+# ------------------------------------------------------------------------------------------------
+# What is learned.
+
+
+def test_one_batch_is_learned_by_heart(recipe):
+    net, named = learning(recipe)
+    frozen = {n: p.detach().clone() for n, p in net.named_parameters() if not p.requires_grad}
+    opts = train.optimizers(replace(recipe, lr=1e-2), named)
+    rows = [heard(Plan(recipe, net), 4)]
+    found = []
+    for _ in range(60):
+        loss, weight, _, _ = train.gradients(net, rows, Ranks(), named, net.dtype)
+        train.update(opts, [[1e-2]], named, 1.0, 1.0, loss)
+        found.append(loss)
+    assert found[0] > 3
+    assert found[-1] < 0.05
+    now = dict(net.named_parameters())
+    assert all(torch.equal(frozen[name], now[name]) for name in frozen), "the base is untouched"
+    assert {name for name, _ in named} == {name for name in now if ".lora_" in name}
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_answers_are_learned_and_nothing_else(recipe, turns):
+    net, _ = learning(recipe)
+    row = Plan(recipe, net).rows[0]
+    said = ["audio 1: rain.", row["answer"]][-turns:]
+    asked = [f"Clip {i}?" for i in range(turns)]
+    pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a})
+             for q, a in zip(asked, said)]  # fmt: skip
+    row = {**row, "messages": [message for pair in pairs for message in pair]}
+    example = train.lay_out(row, net, Plan(recipe, net).root, 1.0)
+    turns = "".join("A" if w else "." for w in example.learned)
+    spans = [match.span() for match in re.finditer("A+", turns)]
+    tok, end = net.tokenizer, net.tokenizer.special["<|im_end|>"]
+    assert [example.ids[a:b] for a, b in spans] == [[*tok.encode(text), end] for text in said]
+    header = [tok.special["<|im_start|>"], *tok.encode("assistant\n")]
+    assert all(example.ids[:a][-len(header) :] == header for a, _ in spans)
+    assert len(example.ids) == spans[-1][1], "nothing is read behind the last answer"
+
+
+def test_the_prompt_carries_no_loss(recipe, monkeypatch):
+    """Foretelling other tokens in the prompt's places costs the same; in an answer's, not."""
+    net, _ = learning(recipe)
+    (example,) = heard(Plan(recipe, net), 1)
+    seen = []
+    monkeypatch.setattr(net, "surprise", lambda h, t: seen.append(t) or torch.zeros(len(t)))
+    net.loss(as_given([example]))
+    answer = [id for id, w in zip(example.ids, example.learned) if w]
+    assert seen[0].tolist() == answer
+    assert 0 < len(answer) < len(example.ids) / 2
+
+
+def test_the_verdict_counts_more_and_linearly(recipe):
+    net, _ = learning(recipe)
+    row, root = Plan(recipe, net).rows[0], Plan(recipe, net).root
+    laid_out = {w: train.lay_out(row, net, root, w) for w in (1.0, 2.0, 5.0)}
+    verdict = row["answer"].rpartition(":")[2]
+    heavier = [id for id, w in zip(laid_out[5.0].ids, laid_out[5.0].learned) if w == 5]
+    assert net.tokenizer.decode(heavier) == verdict
+    assert heavier[-1] == net.tokenizer.special["<|im_end|>"]
+    sums, weights = {}, {}
+    for w, example in laid_out.items():
+        waves = [prepare.load_clip(clip, root) for clip in example.clips]
+        with torch.no_grad():
+            loss, weights[w] = net.loss([(example.ids, waves, example.learned)])
+        sums[w] = loss.item()
+    assert weights[5.0] - weights[1.0] == 4 * len(heavier)
+    assert sums[2.0] > sums[1.0]
+    assert sums[5.0] - sums[1.0] == pytest.approx(4 * (sums[2.0] - sums[1.0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "answer, verdict",
+    [("Answer: yes", " yes"), ("yes", None), ("It is: 3. The answer is: 2: 1.", " 2: 1.")],
+)
+def test_the_verdict_is_found(recipe, answer, verdict):
+    net = net_of(recipe)
+    piece = [*net.tokenizer.encode(answer), net.tokenizer.special["<|im_end|>"]]
+    weights = train.verdict_weights(net.tokenizer, piece, 3.0)
+    heavier = [id for id, w in zip(piece, weights) if w == 3]
+    assert net.tokenizer.decode(heavier) == (verdict or "")
+    assert len(weights) == len(piece)
+
+
+def test_an_adapter_begins_as_the_base_bit_for_bit(recipe):
+    net, _ = learning(recipe)
+    example = heard(Plan(recipe, net), 1)[0]
+    with torch.no_grad():
+        found = net.logits(example.ids, example.clips)
+        expected = net_of(recipe).logits(example.ids, example.clips)
+    assert torch.equal(found, expected)
+
+
+def shaken(recipe, seed=1):
+    """An adapter that does something; at its start half of its gradients are nothing."""
+    net, named = learning(recipe)
+    dice = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in named:
+            p.add_(0.05 * torch.randn(p.shape, generator=dice))
+    return net, named
+
+
+def slopes(net, named, rows):
+    loss, weight, _, _ = train.gradients(net, rows, Ranks(), named, net.dtype)
+    found = {name: p.grad.clone() for name, p in named}
+    for _, p in named:
+        p.grad = None
+    assert all(grad.abs().max() > 0 for grad in found.values())
+    return loss, found
+
+
+def test_packed_equals_unpacked(recipe):
+    net, named = shaken(recipe)
+    examples = heard(Plan(recipe, net), 5)
+    packed, together = slopes(net, named, [examples])
+    loss, apart = slopes(net, named, [[example] for example in examples])
+    assert packed == pytest.approx(loss, abs=1e-5)
+    assert furthest(together, apart) < 1e-5
+
+
+def test_recomputing_changes_nothing(recipe):
+    net, named = shaken(recipe)
+    assert net.language_model.recompute
+    examples = heard(Plan(recipe, net), 3)
+    loss, again = slopes(net, named, [examples])
+    net.language_model.recompute = False
+    kept, plain = slopes(net, named, [examples])
+    assert loss == kept
+    assert furthest(again, plain) == 0.0
+    assert not learning(replace(recipe, recompute=0))[0].language_model.recompute
+
+
+def test_loss_is_the_mean_over_what_is_learned(recipe):
+    """Examples twice: twice the sum and twice the weight."""
+    net, named = shaken(recipe)
+    examples = heard(Plan(recipe, net), 2)
+    once, slope = slopes(net, named, [examples])
+    twice, same = slopes(net, named, [examples, examples])
+    assert once == pytest.approx(twice, abs=1e-6)
+    assert furthest(slope, same) < 1e-6
+
+
+def test_bf16_trains_the_adapter_in_float32(recipe):
+    net = PolyAudio.from_dir(recipe.base, dtype=torch.bfloat16)
+    named = train.make_trainable(net, recipe)
+    assert {p.dtype for _, p in named} == {torch.float32}
+    rows = [heard(Plan(recipe, net), 3)]
+    loss = train.gradients(net, rows, Ranks(), named, torch.bfloat16)[0]
+    plain, expected = learning(recipe)
+    assert loss == pytest.approx(
+        train.gradients(plain, rows, Ranks(), expected, plain.dtype)[0], abs=0.1
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The plan.
+
+
+class Numbered:
+    """Rows that are nothing but their number."""
+
+    licences = ()
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, number):
+        return {"id": str(number), "number": number}
+
+
+def lengths_like_the_real(n, seed=0):
+    """Tokens of examples of 1 to 5 clips of 3 to 30 s, 25 slots a second, and some text."""
+    dice, found = np.random.default_rng(seed), []
+    for _ in range(n):
+        kinds = dice.integers(1, 5, dice.integers(1, 6))
+        seconds = [
+            (0, 4, dice.uniform(3, 10), min(30, dice.lognormal(2.4, 0.5)), dice.uniform(15, 30))[k]
+            for k in kinds
+        ]
+        found.append(int(25 * sum(seconds)) + int(dice.integers(60, 200)))
+    return found
+
+
+@pytest.fixture
+def planned(recipe, monkeypatch):
+    """A plan over examples of those lengths."""
+
+    def plan(lengths, place=None, **changes):
+        def lay_out(row, net, root, weight):
+            n = row["number"]
+            return Example(str(n), "", [0] * lengths[n], [], [1.0])
+
+        monkeypatch.setattr(train, "Rows", lambda path: Numbered(len(lengths)))
+        monkeypatch.setattr(train, "lay_out", lay_out)
+        return Plan(replace(recipe, **{"steps": 0, **changes}), None, place)
+
+    return plan
+
+
+def steps_of(plan) -> list[list[list[Example]]]:
+    found = []
+    while step := plan.step():
+        found.append(step)
+    return found
+
+
+def ids_of(step) -> list[str]:
+    return [e.id for row in step for e in row]
+
+
+ONE = {"gold": {"type": "clip", "value": 1}}
+SIZES = [(1, 10), (7, 3), (40, 4), (700, 16), (1500, 32)]
+
+
+@pytest.mark.parametrize("n, batch", SIZES)
+def test_no_example_is_lost_or_doubled(planned, n, batch):
+    plan = planned([5 + 7 * i % 60 for i in range(n)], batch=batch, tokens=64, epochs=3.0)
+    order = [id for step in steps_of(plan) for id in ids_of(step)]
+    assert len(order) == 3 * n
+    epochs = [order[i : i + n] for i in range(0, 3 * n, n)]
+    assert all(sorted(epoch, key=int) == [str(i) for i in range(n)] for epoch in epochs)
+    assert n < 7 or epochs[0] != epochs[1] != epochs[2], "every epoch has an order of its own"
+
+
+def test_an_epoch_and_a_half(planned):
+    plan = planned([10] * 300, batch=8, tokens=64, epochs=1.5)
+    count = Counter(id for step in steps_of(plan) for id in ids_of(step))
+    assert Counter(count.values()) == {1: 150, 2: 150}
+    tenth = planned([10] * 10, batch=8, tokens=64, epochs=1.1)
+    assert sum(len(ids_of(step)) for step in steps_of(tenth)) == 11
+
+
+def test_steps_go_on_over_as_many_epochs_as_it_takes(planned):
+    plan = planned([10] * 5, batch=4, tokens=64, steps=20)
+    found = [ids_of(plan.step()) for _ in range(20)]
+    count = Counter(id for ids in found for id in ids)
+    assert max(count.values()) - min(count.values()) <= 1
+    assert sum(count.values()) >= 80
+
+
+@pytest.mark.parametrize("batch, tokens", [(4, 10_000), (1, 10_000), (16, 100), (33, 400)])
+def test_a_step_holds_a_batch_on_the_average(planned, batch, tokens):
+    """Never an empty one, however many examples fit in a row."""
+    plan = planned([3 + i % 40 for i in range(1000)], batch=batch, tokens=tokens)
+    found = steps_of(plan)
+    total = np.cumsum([len(ids_of(step)) for step in found])
+    assert total[-1] == 1000
+    assert all(0 <= n - batch * (i + 1) < batch for i, n in enumerate(total[:-1]))
+    assert all(sum(len(e.ids) for e in row) <= tokens for step in found for row in step)
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone(planned):
+    lengths = lengths_like_the_real(700)
+    how = {"batch": 16, "tokens": 8192}
+    first, again = (list(map(ids_of, steps_of(planned(lengths, **how)))) for _ in range(2))
+    assert first == again
+    assert first != list(map(ids_of, steps_of(planned(lengths, **how, seed=1))))
+
+
+@pytest.mark.parametrize("n, batch", SIZES[1:])
+def test_a_plan_goes_on_from_its_place(planned, n, batch):
+    lengths = [5 + 7 * i % 60 for i in range(n)]
+    how = {"batch": batch, "tokens": 64, "epochs": 2.5}
+    plan, places, found = planned(lengths, **how), [], []
+    while step := plan.step():
+        places.append(json.loads(json.dumps(plan.place)))
+        found.append(ids_of(step))
+    for at in sorted({0, len(found) // 3, len(found) // 2, len(found) - 2, len(found) - 1}):
+        rest = steps_of(planned(lengths, places[at], **how))
+        assert list(map(ids_of, rest)) == found[at + 1 :], at
+
+
+def fill(rows, tokens) -> float:
+    return sum(len(e.ids) for row in rows for e in row) / len(rows) / tokens
+
+
+def grouped_fill(lengths, batch=8, buffer=512) -> float:
+    """What batches that are padded to their longest hold, after sorting each buffer by length."""
+    room = 0
+    for start in range(0, len(lengths), buffer):
+        part = sorted(lengths[start : start + buffer])
+        room += sum(max(part[i : i + batch]) * len(part[i : i + batch])
+                    for i in range(0, len(part), batch))  # fmt: skip
+    return sum(lengths) / room
+
+
+def test_rows_are_full(planned, capsys):
+    lengths = lengths_like_the_real(20_000)
+    assert 900 < np.mean(lengths) < 1200
+    plan = planned(lengths, batch=128, tokens=16384)
+    rows = [row for step in steps_of(plan) for row in step]
+    found, grouped = fill(rows, 16384), grouped_fill(lengths)
+    with capsys.disabled():
+        print(f" fill {found:.4f} packed, {grouped:.4f} grouped by length", end="")
+    assert found >= 0.985
+    assert found > grouped
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_have_as_much_to_do(planned, ranks):
+    plan = planned(lengths_like_the_real(5000), batch=128, tokens=16384)
+    worst = []
+    for step in steps_of(plan)[:-1]:
+        parts = shared(step, ranks, 16384)
+        assert sorted(ids_of(sum(parts, []))) == sorted(ids_of(step)), "none lost, none doubled"
+        assert all(sum(len(e.ids) for e in row) <= 16384 for part in parts for row in part)
+        loads = [sum(len(e.ids) for row in part for e in row) for part in parts]
+        worst.append(max(loads) / np.mean(loads))
+    assert np.mean(worst) <= 1.02
+    assert max(worst) <= 1.05
+
+
+def test_rows_that_can_be_shared_stay_whole():
+    rows = [[Example(f"{i}-{j}", "", [0] * 10, [], []) for j in range(3)] for i in range(6)]
+    assert sorted(map(len, shared(rows, 3, 30))) == [2, 2, 2]
+    assert sorted(map(id, sum(shared(rows, 3, 30), []))) == sorted(map(id, rows))
+    few = shared(rows[:1], 8, 30)
+    assert [len(part) for part in few].count(1) == 3 and len(few) == 8
+
+
+# --- bad rows
+
+
+def spoiled(home, tmp_path, bad, n=200):
+    """n rows on the clips of home, of which some are bad in one way each."""
+    for clip in home.glob("*.wav"):
+        shutil.copyfile(clip, tmp_path / clip.name)
+    rows = make_rows(n, [f"{i}.wav" for i in range(12)])
+    lines = [json.dumps(row) for row in rows]
+    for number, line in bad.items():
+        lines[number] = line if isinstance(line, str) else json.dumps({**rows[number], **line})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(lines) + "\n")
+    return path
+
+
+def test_bad_rows_are_left_out_by_name(home, recipe, tmp_path, capsys):
+    bad = {3: "{broken", 50: {"clips": ["none.wav"]}}
+    recipe = replace(recipe, data=str(spoiled(home, tmp_path, bad)), steps=0)
+    plan = Plan(recipe, net_of(recipe))
+    found = [id for step in steps_of(plan) for id in ids_of(step)]
+    assert sorted(found) == sorted(f"row-{i}" for i in range(200) if i not in bad)
+    assert len(plan.bad) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    for words in ("rows.jsonl: row 4: ", "rows.jsonl: row 51: clips[0]: expected a file"):
+        assert [line for line in said if words in line], said
+
+
+def test_more_than_one_in_a_hundred_stop_the_run(home, recipe, tmp_path):
+    bad = dict.fromkeys((3, 50, 120), "[]")
+    recipe = replace(recipe, data=str(spoiled(home, tmp_path, bad)), steps=0)
+    with pytest.raises(BadInput, match="rows.jsonl: expected at most 1 % of bad rows, found 3 of"):
+        steps_of(Plan(recipe, net_of(recipe)))
+
+
+def test_all_bad_is_no_endless_search(home, recipe, tmp_path):
+    recipe = replace(recipe, data=str(spoiled(home, tmp_path, {0: "?"}, n=1)))
+    with pytest.raises(BadInput, match="1 of 1"):
+        steps_of(Plan(recipe, net_of(recipe)))
+
+
+def test_a_short_clip_and_a_long_example_are_left_out_by_name(home, recipe, tmp_path, capsys):
+    path = spoiled(
+        home, tmp_path, {7: {**ONE, "clips": ["short.wav"]}, 9: {"question": "why? " * 200}}
+    )
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
+    plan = Plan(replace(recipe, data=str(path), steps=0), net_of(recipe))
+    assert sum(len(ids_of(step)) for step in steps_of(plan)) == 198
+    said = capsys.readouterr().err
+    assert "row 8 (row-7): clip short.wav: expected at least 321 samples" in said
+    assert "row 10 (row-9): --tokens: expected room for the longest example" in said
+
+
+def test_a_clip_that_cannot_be_decoded_takes_its_example_with_it(home, recipe, tmp_path, capsys):
+    """Its header is whole, so only decoding tells; the others of the row stay."""
+    path = spoiled(home, tmp_path, {7: {**ONE, "clips": ["0.wav", "cut.flac"]}})
+    soundfile.write(tmp_path / "cut.flac", np.random.default_rng(0).uniform(-1, 1, 9000), 16000)
+    whole = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[:3000])
+    plan = Plan(replace(recipe, data=str(path), steps=0, batch=20), net_of(recipe))
+    steps = list(train.decoded(plan, 0, 1))
+    found = [e.id for step in steps for row in step.rows for e in row]
+    assert sorted(found) == sorted(f"row-{i}" for i in range(200) if i != 7)
+    assert "row-7" in capsys.readouterr().err
+    assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_rows_may_be_an_array_or_of_others(home, recipe):
+    rows = [json.loads(line) for line in (home / "train.jsonl").read_text().splitlines()]
+    array = home / "array.json"
+    array.write_text(json.dumps(rows, indent=1))
+    theirs = [{"sound": row["clips"][0], "id": row["id"], "conversations": [
+        {"from": "human", "value": "<sound>\n" + row["question"]},
+        {"from": "gpt", "value": row["answer"]}]} for row in rows]  # fmt: skip
+    plain = train.Rows(recipe.data)
+    assert [train.Rows(array)[i] for i in range(40)] == [plain[i] for i in range(40)]
+    assert train.Rows(array).licences == plain.licences == ["CC-BY-4.0", "CC0-1.0"]
+    plan = Plan(
+        replace(recipe, data=str(write_rows(home / "theirs.jsonl", theirs)), steps=0),
+        net_of(recipe),
+    )
+    assert sum(len(ids_of(step)) for step in steps_of(plan)) == 40
+
+
+def test_a_clip_named_twice_is_given_twice_and_decoded_once(home, recipe):
+    row = make_rows(1, ["0.wav", "1.wav", "2.wav"])[0] | ONE
+    row |= {"clips": ["0.wav", "1.wav"], "question": "<sound-2> or <sound-1>, <sound-2>?"}
+    path = write_rows(home / "twice.jsonl", [row])
+    plan = Plan(replace(recipe, data=str(path)), net_of(recipe))
+    (example,) = heard(plan, 1)
+    assert [len(clip) for clip in example.clips] == [4800, 4000, 4800]
+    assert example.clips[0] is example.clips[2]
+
+
+# ------------------------------------------------------------------------------------------------
+# The rate.
+
+
+def test_rate_goes_up_along_and_down():
+    recipe = replace(RECIPES["polyaudio"], warmup=0.1, hold=0.5, floor=0.02)
+    found = [train.rate(recipe, step, 100) for step in range(100)]
+    assert found[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert found[10:51] == [1.0] * 41
+    assert all(a > b for a, b in zip(found[50:], found[51:]))
+    assert found[75] == pytest.approx(0.51)
+    assert found[-1] == pytest.approx(0.02, abs=2e-3)
+
+
+def test_update_uses_the_share_of_the_rate_and_clips(recipe):
+    p = torch.nn.Parameter(torch.zeros(4, 4))
+    opts = train.optimizers(replace(recipe, lr=0.5), [("p", p)])
+    p.grad = torch.full((4, 4), 10.0)
+    assert train.update(opts, [[0.5]], [("p", p)], 1.0, 0.1, 1.0) == pytest.approx(40.0)
+    assert p.detach().unique().tolist() == pytest.approx([-0.05], rel=1e-3)
+    assert p.grad is None
+
+
+def test_muon_takes_the_matrices(recipe):
+    torch.manual_seed(0)
+    named = [(name, torch.nn.Parameter(torch.randn(shape))) for name, shape in
+             (("w", (6, 4)), ("b", (6,)), ("embed_tokens.weight", (9, 4)))]  # fmt: skip
+    before = named[0][1].detach().clone()
+    adam, muon = train.optimizers(replace(recipe, muon=0.1, lr=0.01), named)
+    assert [len(opt.param_groups[0]["params"]) for opt in (adam, muon)] == [2, 1]
+    for _, p in named:
+        p.grad = torch.randn(p.shape)
+    train.update([adam, muon], [[0.01], [0.1]], named, 1e9, 1.0, 1.0)
+    moved = (before * (1 - 0.1 * 0.02) - named[0][1].detach()) / 0.1 / 1.5**0.5
+    spread = torch.linalg.svdvals(moved)
+    assert 0.6 < spread.min() and spread.max() < 1.3, "every direction as long as every other"
+
+
+# ------------------------------------------------------------------------------------------------
+# The loop, from the outside.
+
+
+def test_the_header_and_the_log(unbroken, home):
+    recipe, err = unbroken.recipe, unbroken.err
+    first = err.splitlines()[0]
+    assert first.startswith("recipe polyaudio, but base ")
+    assert "lr 0.001" in first and "rank 4" in first
+    assert "recompute" not in first and "warmup" not in first, "only what differs"
+    net, named = learning(recipe)
+    total, trained = (
+        sum(p.numel() for p in ps) for ps in (net.parameters(), (p for _, p in named))
+    )
+    for words in (
+        "on 1 x cpu", f"parameters: {total:,}, trained: {trained:,}", "code: ", "steps: 6",
+        "licences: CC-BY-4.0, CC0-1.0", "row-0: <|im_start|>system\n", "user\n(audio 1: [BOA]<",
+        " slots>[EOA])", "<|im_start|>assistant\naudio 1: rain. The answer is: audio ",
+    ):  # fmt: skip
+        assert words in err, words
+    lines = log_of(unbroken.out)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for line in lines:
+        assert set(line) == {
+            "step", "loss", "lr", "norm", "examples/s", "tokens/s", "fill", "memory_gb",
+            "left_min", "bad_rows", "skipped_steps", "dev",
+        }  # fmt: skip
+        assert line["loss"] > 0 and line["norm"] > 0 and 0.2 < line["fill"] <= 1
+        assert set(line["dev"]) == set(TASKS)
+    kept = json.loads((unbroken.out / "train.json").read_text())
+    assert kept["lr"] == 1e-3 and kept["licences"] == ["CC-BY-4.0", "CC0-1.0"] and kept["code"]
+
+
+def test_nothing_differs_from_the_recipe_itself():
+    assert train.differs("polyaudio", RECIPES["polyaudio"]) == "recipe polyaudio as it is"
+    changed = replace(RECIPES["polyaudio"], lr=0.1)
+    assert train.differs("polyaudio", changed) == "recipe polyaudio, but lr 0.1"
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(unbroken):
+    names = sorted(path.name for path in unbroken.out.iterdir())
+    states = [f"state-{n:07d}.{kind}" for n in (4, 6) for kind in ("json", "safetensors")]
+    assert names == ["adapter_config.json", "adapter_model.safetensors", "best", "log.jsonl",
+                     *states, "train.json"]  # fmt: skip
+    scores = [train.macro(line["dev"]) for line in log_of(unbroken.out)]
+    about = json.loads((unbroken.out / "state-0000006.json").read_text())
+    assert about["best"] == max(scores) and about["step"] == 6
+    best = PolyAudio.from_dir(unbroken.out / "best")
+    assert best.adapter and best.layout == "polyaudio"
+
+
+def in_process(recipe, resumed=False, ranks=Ranks(), net=None):
+    train.train(net or net_of(recipe), recipe, ranks, resumed)
+
+
+@pytest.fixture
+def one_thread():
+    """As the scripts have it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_resuming_at_any_step_gives_the_same_steps(recipe, unbroken, one_thread):
+    expected, weights = losses(unbroken.out), adapter(unbroken.out)
+    recipe = replace(recipe, every=1)
+    for step in range(1, 7):
+        train.STOPPED.asked = 0
+        with pytest.raises(SystemExit) as end:
+            train.STOPPED.asked = signal.SIGTERM  # every step is the last
+            in_process(recipe, resumed=step > 1)
+        assert end.value.code == 143
+        assert train.checkpoints(Path(recipe.out))[-1].name == f"state-{step:07d}.safetensors"
+    found = losses(recipe.out)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    assert {step: found[step] for step in expected} == expected
+    assert furthest(adapter(recipe.out), weights) == 0.0
+
+
+def test_the_best_is_that_of_the_best_look(recipe, home, monkeypatch):
+    """Before a stop and after it."""
+    scores = iter([0.2, 0.5, 0.3, 0.4])
+    monkeypatch.setattr(train, "look", lambda *given: {"odd": next(scores)})
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"), every=1, steps=3)
+    in_process(recipe)
+    state = load_file(Path(recipe.out) / "state-0000002.safetensors")
+    in_process(replace(recipe, steps=4), resumed=True)
+    rows = state["p.language_model.embed_tokens.lora_rows"]
+    (found,) = [t for name, t in adapter(Path(recipe.out) / "best").items() if "delta" in name]
+    assert torch.equal(found, rows)
+    about = json.loads((Path(recipe.out) / "state-0000004.json").read_text())
+    assert about["best"] == 0.5
+
+
+def test_a_finished_run_resumed_does_nothing(recipe, unbroken, tmp_path, one_thread):
+    shutil.copytree(unbroken.out, recipe.out)
+    before = adapter(recipe.out)
+    in_process(recipe, resumed=True)
+    assert furthest(adapter(recipe.out), before) == 0.0
+    assert losses(recipe.out) == losses(unbroken.out)
+
+
+def test_a_run_ends_with_a_checkpoint_even_where_rows_are_bad(home, recipe, tmp_path):
+    """Then there are fewer steps than were thought of."""
+    path = spoiled(home, tmp_path, {0: "?"}, n=13)
+    recipe = replace(recipe, data=str(path), steps=0, epochs=1.0, batch=4, every=100)
+    in_process(recipe)
+    assert [line["step"] for line in log_of(recipe.out)] == [3]
+    assert len(train.checkpoints(Path(recipe.out))) == 1
+    assert log_of(recipe.out)[0]["bad_rows"] == 1
+
+
+def test_only_whole_checkpoints_are_read(recipe, unbroken, one_thread):
+    """The last was being written when the process was killed."""
+    out = Path(recipe.out)
+    shutil.copytree(unbroken.out, out)
+    whole = (out / "state-0000006.safetensors").read_bytes()
+    (out / "state-0000006.json").unlink()
+    (out / "state-0000006.safetensors").write_bytes(whole[:1000])
+    (out / "state-0000007.safetensors.part").write_bytes(whole[:1000])
+    with open(out / "log.jsonl", "a") as log:
+        log.write('{"step": 8, "lo')
+    in_process(recipe, resumed=True)
+    assert losses(out) == losses(unbroken.out)
+    assert furthest(adapter(out), adapter(unbroken.out)) == 0.0
+    assert len(list(out.glob("state-*"))) == 4, "what was half done is gone"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 5}, {"tokens": 300}, {"rank": 1}])
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, unbroken, change):
+    """A rank of 1 would even fit, after a fashion."""
+    shutil.copytree(unbroken.out, recipe.out)
+    with pytest.raises(BadInput, match="expected the (plan|recipe's)"):
+        in_process(replace(recipe, **change), resumed=True)
+
+
+class Losing:
+    """A network whose loss is no number in some of its calls."""
+
+    def __init__(self, net, when):
+        self.plain, self.calls, self.when = net.loss, 0, when
+        net.loss = self
+
+    def __call__(self, examples):
+        loss, weight = self.plain(examples)
+        self.calls += 1
+        return (loss * math.nan if self.when(self.calls, examples) else loss), weight
+
+
+def test_a_step_without_a_gradient_is_left_out(recipe, capsys):
+    """Its numbers reach neither the weights nor what AdamW remembers."""
+    recipe = replace(recipe, batch=1, steps=5, every=1)
+    net = net_of(recipe)
+    Losing(net, lambda call, examples: call in (2, 3, 5))
+    in_process(recipe, net=net)
+    lines = log_of(recipe.out)
+    assert [line["loss"] is None for line in lines] == [False, True, True, False, True]
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 2, 2, 3]
+    assert all(tensor.isfinite().all() for tensor in adapter(recipe.out).values())
+    state = load_file(Path(recipe.out) / "state-0000005.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    counts = {int(value) for name, value in state.items() if name.startswith("s.step.")}
+    assert counts == {2}
+    assert (
+        "step 1: the gradient is no number, and the step is left out: row-"
+        in capsys.readouterr().err
+    )
+
+
+def test_three_in_a_row_stop_the_run_with_the_ids(recipe):
+    """The last checkpoint is from before the third."""
+    net = net_of(recipe)
+    recipe = replace(recipe, batch=1, steps=9, every=1)
+    Losing(net, lambda call, examples: call >= 3)
+    plan = Plan(recipe, learning(recipe)[0])
+    fifth = [ids_of(plan.step()) for _ in range(5)][-1]
+    with pytest.raises(
+        BadInput, match=rf"step 4: .* none, as in the 2 steps before, on {fifth[0]}"
+    ):
+        in_process(recipe, net=net)
+    assert [line["step"] for line in log_of(recipe.out)] == [1, 2, 3, 4]
+
+
+def test_the_ids_are_those_of_the_row(recipe):
+    net, named = learning(recipe)
+    rows = [[e] for e in heard(Plan(recipe, net), 3)]
+    Losing(net, lambda call, examples: call == 2)
+    lost = train.gradients(net, rows, Ranks(), named, net.dtype)[3]
+    assert lost == [rows[1][0].id]
+
+
+def test_a_look_scores_by_task(recipe, home, monkeypatch):
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"))
+    rows = list(prepare.read_rows(recipe.dev))
+    right = {"loudest": 1, "odd": 0, "order": 1}
+
+    def answers(net, items, **how):
+        for key, messages, clips in items:
+            assert messages[-1]["role"] == "user", "the answer is not told"
+            assert [len(clip) for clip in clips] == [
+                prepare.clip_samples(clip, home) for clip in rows[key]["clips"]
+            ]
+            yield key, rows[key]["answer"] if right[rows[key]["task"]] else "no idea"
+
+    monkeypatch.setattr(train, "answer_all", answers)
+    net = net_of(recipe)
+    assert train.look(net, recipe, Ranks(), 100) == right
+    assert train.macro(right) == pytest.approx(2 / 3)
+    assert net.training, "and it goes on learning"
+
+
+def test_ranks_share_a_look(recipe, home, monkeypatch):
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"))
+    keys = []
+    monkeypatch.setattr(train, "answer_all", lambda net, items, **how: ((k, "") for k, *_ in items))
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: keys.append(len(value)) or [value])
+    for rank in range(4):
+        train.look(net_of(recipe), recipe, Ranks(rank, 4), 100)
+    assert keys == [2, 2, 1, 1]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(recipe, unbroken):
+    """Files may grow no further than half a checkpoint: the system then refuses to write, as on a
+    disk that is full."""
+    out = Path(recipe.out)
+    shutil.copytree(unbroken.out, out)
+    size = (out / "state-0000006.safetensors").stat().st_size
+    words = ["train.py", *flags(recipe, steps=8), "--resume"]
+    limited = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))
+sys.argv = {words!r}
+runpy.run_path('train.py', run_name='__main__')
+"""
+    err = finish(script("-c", limited), 2)
+    assert "state-0000008.safetensors: cannot be written" in err.splitlines()[-1]
+    assert [path.name for path in train.checkpoints(out)] == [
+        "state-0000004.safetensors", "state-0000006.safetensors",
+    ]  # fmt: skip
+    assert not list(out.glob("*.part")), "the half of one is not left to fill the disk"
+    finish(script("train.py", *flags(recipe, steps=8), "--resume"))
+    assert losses(out).keys() == {2, 4, 6, 8}
+
+
+def kill_and_resume(recipe, kills, seed):
+    """kill -9 at any moment: while loading, learning or saving. Importing takes most of the time,
+    so mostly it first waits for another checkpoint to begin."""
+    dice, words, out = (
+        random.Random(seed),
+        ["train.py", *flags(recipe), "--resume"],
+        Path(recipe.out),
+    )
+    for _ in range(kills):
+        names, process = set(out.glob("state-*")), script(*words)
+        limit, waits = time.monotonic() + 60, dice.random() < 0.8
+        while waits and set(out.glob("state-*")) == names and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was not over before"
+    finish(script(*words))
+
+
+def test_killed_and_resumed_it_is_the_unbroken_run(recipe, one_thread):
+    straight = replace(recipe, every=1, steps=16)
+    in_process(straight)
+    recipe = replace(straight, out=recipe.out + "-killed")
+    kill_and_resume(recipe, 3, 0)
+    assert losses(recipe.out) == losses(straight.out)
+    assert list(losses(recipe.out)) == list(range(1, 17))
+    assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
+
+
+@pytest.mark.slow
+def test_killed_ten_times(recipe, one_thread):
+    straight = replace(recipe, every=1, steps=80)
+    in_process(straight)
+    recipe = replace(straight, out=recipe.out + "-killed")
+    kill_and_resume(recipe, 10, 1)
+    assert losses(recipe.out) == losses(straight.out)
+    assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_first(recipe, number):
+    recipe = replace(recipe, steps=100_000, every=100_000)
+    process = script("train.py", *flags(recipe))
+    for line in process.stderr:
+        if line.startswith("<|im_start|>") or "<|im_end|>" in line:
+            break
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    finish(process, 128 + number, 20)
+    (path,) = train.checkpoints(Path(recipe.out))
+    step = json.loads(path.with_suffix(".json").read_text())["step"]
+    assert 0 < step < 100_000
+    assert [line["step"] for line in log_of(recipe.out)] == [step]
+
+
+# ------------------------------------------------------------------------------------------------
+# Ranks.
+
+
+def test_two_ranks_are_one(recipe, unbroken):
+    """By torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    finish(script(*torchrun, "train.py", *flags(recipe)))
+    found, expected = losses(recipe.out), losses(unbroken.out)
+    assert found.keys() == expected.keys()
+    assert all(found[step] == pytest.approx(expected[step], abs=1e-6) for step in found)
+    assert furthest(adapter(recipe.out), adapter(unbroken.out)) < 1e-6
+
+
+def test_three_ranks_do_not_wait_for_each_other_where_there_is_little_to_do(recipe, one_thread):
+    """A step of two examples leaves one rank without any."""
+    recipe = replace(recipe, batch=2, steps=4)
+    for process in ranked(3, *flags(recipe)):
+        finish(process)
+    alone = replace(recipe, out=recipe.out + "-alone")
+    in_process(alone)
+    assert losses(recipe.out) == pytest.approx(losses(alone.out), abs=1e-6)
+    assert furthest(adapter(recipe.out), adapter(alone.out)) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [2, 12])
+def test_every_example_is_one_ranks(recipe, batch):
+    """Where all did all, the mean would be the same, and nobody would be faster."""
+    recipe = replace(recipe, batch=batch, steps=0)
+    plans = [train.decoded(Plan(recipe, net_of(recipe)), rank, 3) for rank in range(3)]
+    for steps in zip(*plans, strict=True):
+        assert sorted(e.id for step in steps for row in step.rows for e in row) == sorted(
+            steps[0].ids
+        )
+
+
+def test_resumed_on_another_number_of_ranks(recipe, unbroken):
+    out = Path(recipe.out)
+    shutil.copytree(unbroken.out, out)
+    for path in out.glob("state-0000006.*"):
+        path.unlink()
+    for process in ranked(2, *flags(recipe), "--resume"):
+        finish(process)
+    assert losses(out) == pytest.approx(losses(unbroken.out), abs=1e-6)
+    assert furthest(adapter(out), adapter(unbroken.out)) < 1e-6
+
+
+def test_a_rank_that_is_killed_ends_the_run(recipe):
+    processes = ranked(2, *flags(recipe, steps=100_000, every=5))
+    limit = time.monotonic() + 60
+    while not train.checkpoints(Path(recipe.out)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    processes[1].kill()
+    processes[1].communicate()
+    err = finish(processes[0], 2, 30)
+    assert "rank 0: another rank is gone" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_torchrun_saves_first(recipe):
+    """The terminal tells everybody, and torchrun passes it on: twice is once here."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    process = script(*torchrun, "train.py", *flags(recipe, steps=100_000, every=100_000))
+    for line in process.stderr:
+        if "The answer is" in line:
+            break
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(train.checkpoints(Path(recipe.out))) == 1, err
+    assert len(log_of(recipe.out)) == 1
+
+
+# ------------------------------------------------------------------------------------------------
+# What others make of it.
+
+
+def their_logits(kind, theirs, ids, clips):
+    return oracle_logits(kind, theirs, ids, clips, 600 if kind == "af3" else 30)
+
+
+def trained(recipe):
+    """A run that moved what it trained, and an example to ask."""
+    recipe = replace(recipe, steps=3, lr=0.02)
+    in_process(recipe)
+    net = PolyAudio.from_dir(recipe.out)
+    example = heard(Plan(recipe, net), 1)[0]
+    with torch.no_grad():
+        logits = net.logits(example.ids, example.clips)
+        before = net_of(recipe).logits(example.ids, example.clips)
+    assert (logits - before).abs().max() > 0.1, "an adapter that does nothing shows nothing"
+    return recipe, example, logits
+
+
+@pytest.mark.parametrize("kind, lora", [("af3", "decoder"), ("af3", "all"), ("qwen2_audio", "all")])
+def test_peft_and_transformers_answer_the_same(recipe, kind, lora, home, tmp_path, capsys):
+    if kind != "af3":
+        speaking(kind, tmp_path / "base")
+        recipe = replace(recipe, base=str(tmp_path / "base"))
+    recipe, example, expected = trained(replace(recipe, lora=lora))
+    theirs = type(make(kind)).from_pretrained(recipe.base)
+    adapted = PeftModel.from_pretrained(theirs, recipe.out).eval()
+    found = their_logits(kind, adapted, example.ids, example.clips)
+    assert (found - expected).abs().max() < 3e-5 * expected.std()
+    names = {re.sub(r".*\.(audio_tower|multi_modal_projector|language_model)\..*", r"\1", name)
+             for name in adapter(recipe.out) if ".lora_" in name}  # fmt: skip
+    assert names == {"language_model", *(["multi_modal_projector"] if lora == "all" else [])}
+    per_layer = 14 * 3 + (0 if lora == "decoder" else 4 if kind == "af3" else 2)
+    assert len(adapter(recipe.out)) == per_layer + 1, "and the rows of BOA and EOA"
+
+    merged = tmp_path / "merged"
+    run_main("--merge", recipe.out, "--out", merged)
+    assert "one plain checkpoint" in capsys.readouterr().out
+    plain = type(theirs).from_pretrained(merged).eval()
+    found = their_logits(kind, plain, example.ids, example.clips)
+    assert (found - expected).abs().max() < 3e-5 * expected.std()
+    own = PolyAudio.from_dir(merged)
+    assert own.layout == "polyaudio" and own.tokenizer.boundaries
+
+
+def test_merging_keeps_the_type_of_the_base(recipe, home, tmp_path):
+    base = rewrite(home / "weights", tmp_path / "half", dtype=lambda key: torch.bfloat16)
+    shutil.copyfile(home / "weights/tokenizer.json", base / "tokenizer.json")
+    recipe = replace(recipe, base=str(base), steps=1, lr=0.02)
+    in_process(recipe)
+    run_main("--merge", recipe.out, "--out", tmp_path / "merged")
+    assert {t.dtype for t in load_file(tmp_path / "merged/model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_run_that_trains_it_all_is_a_checkpoint(recipe, tmp_path):
+    recipe = replace(recipe, lora="", muon=0.01, steps=2, recompute=0)
+    net = net_of(recipe)
+    in_process(recipe, net=net)
+    found = PolyAudio.from_dir(recipe.out)
+    assert not found.adapter and found.layout == "polyaudio"
+    before = dict(net_of(recipe).named_parameters())
+    moved = {n for n, p in found.named_parameters() if not torch.equal(p, before[n])}
+    assert {name.partition(".")[0] for name in moved} == {
+        "audio_tower", "multi_modal_projector", "language_model", "lm_head",
+    }  # fmt: skip
+
+
+def test_all_of_it_goes_on_as_it_began(recipe, one_thread):
+    """What Muon remembers, too."""
+    recipe = replace(recipe, lora="", muon=0.01, steps=4, recompute=0, every=1)
+    in_process(recipe)
+    halfway = replace(recipe, out=recipe.out + "-halfway")
+    train.STOPPED.asked = signal.SIGTERM
+    with pytest.raises(SystemExit):
+        in_process(halfway)
+    train.STOPPED.asked = 0
+    in_process(halfway, resumed=True)
+    assert losses(halfway.out) == losses(recipe.out)
+    states = [load_file(Path(r.out) / "state-0000004.safetensors") for r in (recipe, halfway)]
+    assert any(name.startswith("s.mean.") for name in states[0])
+    assert furthest(*states) == 0.0
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line.
+
+
+def run_main(*words):
+    """train.py in this process. -> its exit code"""
+    before = sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    sys.argv = ["train.py", *map(str, words)]
+    try:
+        prepare.cli(train.main)
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
+MISTAKES = {
+    "no data": ({"data": "none.jsonl"}, "none.jsonl: cannot be read"),
+    "no base": ({"base": "nowhere"}, "nowhere: expected a folder of weights"),
+    "no dev": ({"dev": "none.jsonl"}, "none.jsonl: cannot be read"),
+    "where adapters go": ({"lora": "head"}, "--lora: expected nothing, decoder or all"),
+    "a type": ({"dtype": "f8"}, "--dtype: expected auto, f32 or bf16"),
+    "no rate": ({"lr": 0}, "--lr: expected a number above 0"),
+    "a rate below": ({"lr": -1}, "--lr: expected a number above 0"),
+    "a rate that is none": ({"lr": "nan"}, "--lr: expected a number above 0"),
+    "no number": ({"lr": "much"}, "argument --lr: invalid float value"),
+    "a batch of none": ({"batch": 0}, "--batch: expected a number above 0"),
+    "tokens for nobody": ({"tokens": 10}, "--tokens: expected room for the longest example"),
+    "no epochs": ({"epochs": 0, "steps": 0}, "--epochs: expected a number above 0"),
+    "a share": ({"warmup": 2}, "--warmup: expected a share, 0 to 1"),
+    "a seed": ({"seed": -1}, "--seed: expected 0 or more"),
+    "a device": ({"device": "abacus"}, "--device: expected cuda, mps or cpu"),
+    "a recipe": ({"recipe": "cake"}, "argument --recipe: invalid choice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(recipe, case, capsys):
+    change, words = MISTAKES[case]
+    words_given = [f"--{name}={value}" for name, value in change.items()]
+    assert run_main(*flags(recipe), *words_given) == 2
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if not line.startswith(("warning: ", "recipe "))]
+    assert len(lines) == 1 and words in lines[0], lines
+
+
+def test_merging_needs_a_folder_of_its_own(recipe, unbroken, capsys):
+    before = (unbroken.out / "adapter_model.safetensors").read_bytes()
+    for words in ([], ["--out", unbroken.out], ["--out", recipe.base]):
+        assert run_main("--merge", unbroken.out, *words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert (unbroken.out / "adapter_model.safetensors").read_bytes() == before
+    assert not (unbroken.out / "model.safetensors").exists()
+
+
+def test_a_run_is_not_begun_over_another(recipe, unbroken, capsys):
+    shutil.copytree(unbroken.out, recipe.out)
+    assert run_main(*flags(recipe)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert losses(recipe.out) == losses(unbroken.out)
+
+
+def dry(capsys, *words) -> str:
+    assert run_main("--dry-run", *words) == 0
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_counts_right(recipe, unbroken, tmp_path, capsys):
+    """All rows are in the sample here, so it is exact where it counts and near where it is said to
+    be about so; the weights themselves need not be there."""
+    base = tmp_path / "base"
+    shutil.copytree(recipe.base, base, ignore=shutil.ignore_patterns("*.safetensors*"))
+    recipe = replace(recipe, base=str(base), steps=0)
+    said = dry(capsys, *flags(recipe, steps=0, epochs=2))
+    tokens = sum(
+        s.tokens
+        for s in train.decoded(Plan(replace(recipe, epochs=1), learning(unbroken.recipe)[0]), 0, 1)
+    )
+    assert f"tokens of an epoch: {tokens:,}, {tokens / 40:,.0f} an example, by 40 of 40" in said
+    assert "steps: 20 of 4 examples" in said
+    parameters = re.search(r"parameters: .*", unbroken.err)[0]
+    assert parameters in said
+    disk = sum(path.stat().st_size for path in unbroken.out.rglob("*.safetensors"))
+    about = float(re.search(r"disk: about ([\d.]+) MB", said)[1]) * 1e6
+    assert disk < 1.5 * about and about < disk, "names take some of it where tensors are so small"
+    assert not Path(recipe.out).exists()
+
+
+def test_a_dry_run_is_linear_in_what_it_is_told(recipe, capsys):
+    def hours(*words):
+        said = dry(capsys, *words)
+        return float(re.search(r"([\d.]+(e[+-]\d+)?) FLOP in all", said)[1]), float(
+            re.search(r"hours: ([\d,.]+)", said)[1].replace(",", "")
+        )
+
+    plain = flags(recipe, steps=0)
+    work, one = hours(*plain, "--flops", "1e6")
+    assert one == pytest.approx(work / 1e6 / 3600, rel=2e-3)
+    assert hours(*plain, "--flops", "1e6", "--devices", 4)[1] == pytest.approx(one / 4, rel=1e-2)
+    assert hours(*plain, "--epochs", 3)[0] == pytest.approx(3 * work, rel=1e-2)
+    assert hours(*plain, "--recompute", 0)[0] < work < hours(*plain, "--lora", "")[0]
+
+
+def test_work_is_what_the_matrices_do(recipe):
+    """Counted by torch on the real network: forward, without the encoder, and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    recipe = replace(recipe, recompute=0, tokens=4000)
+    net, named = learning(recipe)
+    example = heard(Plan(recipe, net), 1)[0]
+    text = replace(
+        example, clips=[], ids=[5 if i == net.config.audio_token else i for i in example.ids]
+    )
+    with FlopCounterMode(display=False) as counter:
+        net.loss(as_given([text]))[0].backward()
+    expected = train.work_of(net, recipe, Path(recipe.data).parent, text)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.35)
+
+
+def test_memory_of_a_dry_run_knows_the_types(recipe, capsys):
+    def weights(*words):
+        said = dry(capsys, *words)
+        return float(re.search(r"weights ([\d.]+)", said)[1])
+
+    big = {"hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 8192}
+    base = Path(recipe.out)
+    shutil.copytree(recipe.base, base)
+    text = json.loads((base / "config.json").read_text())["text_config"]
+    edit_json(base / "config.json", text_config={**text, **big})
+    plain = flags(recipe, base=base)
+    full = weights(*plain)
+    assert full > 4
+    assert weights(*plain, "--dtype", "bf16") == pytest.approx(full / 2, rel=0.01)
+    assert weights(*plain, "--dtype", "bf16", "--lora", "") == pytest.approx(full, rel=0.01)
