@@ -1,19 +1,18 @@
-"""Train: from a base to a model that reasons over several clips, or a small one from nothing.
+"""Train: from a base that knows one clip to a model that reasons over several.
 
-    python synth.py && python train.py                          the small one, on a laptop
-    python train.py --resume                                    and go on after a kill
-    python train.py --recipe polyaudio --base weights/af3 --data data/mine/train.jsonl
-    torchrun --nproc-per-node 8 train.py --recipe polyaudio --base weights/af3 --data ...
-    python train.py --recipe polyaudio --base weights/af3 --data ... --dry-run    what it would take
-    python train.py --merge runs/polyaudio --out weights/polyaudio          one plain checkpoint
+    python train.py --base weights/af3 --data data/mine/train.jsonl             on one GPU
+    torchrun --nproc-per-node 8 train.py --base weights/af3 --data ...          on eight
+    python train.py --base weights/af3 --data ... --resume                      after a kill
+    python train.py --base weights/af3 --data ... --dry-run                     what it would take
+    python train.py --recipe mallm --base weights/qwen2-audio                   pairs, as MALLM did
+    python train.py --merge runs/polyaudio --out weights/polyaudio              one plain checkpoint
 
 A step reads `batch` examples, whatever the number of ranks: they are packed into rows of about
 `tokens` tokens, the rows go to the ranks so that all have as much to do, and the summed gradients
 meet in one all-reduce. So the same seed gives the same steps on one GPU and on eight.
 
-The ideas, in order: recipes; examples as tokens, of which only the answers are learned; packing;
-hearing before reasoning, with labels that only the toy world has; the optimizer; checkpoints; the
-loop.
+The ideas, in order: recipes; examples as tokens, of which only the answers are learned; the plan,
+which packs them; optimizers; ranks; checkpoints; one step; the loop; what a run would take.
 """
 
 import json
@@ -54,12 +53,12 @@ from prepare import (  # noqa: E402
 
 @dataclass(frozen=True)
 class Recipe:
-    base: str = ""  # folder of weights to start from; without one, SHAPE, from nothing
+    base: str = "weights/af3"  # folder of weights to start from
     data: str = "data/toy/train.jsonl"
     dev: str = "data/toy/bench-dev.jsonl"  # what is asked on the way; "" for nothing
-    out: str = "runs/tiny"
+    out: str = "runs/polyaudio"
     seed: int = 0
-    lora: str = ""  # where adapters go: decoder, or all (but the audio encoder); "" trains it all
+    lora: str = "decoder"  # where adapters go, or all (but the audio encoder); "": no adapters
     rank: int = 16
     alpha: int = 32
     batch: int = 128  # examples of a step, on all ranks together
@@ -73,8 +72,7 @@ class Recipe:
     floor: float = 0.0  # of the full rate
     clip: float = 1.0  # gradient norm
     weight: float = 1.0  # of the answer's verdict beside what leads to it
-    recompute: int = 0  # 1: keep only each layer's input and compute the rest again
-    cache: int = 0  # 1: keep what a frozen encoder made of each clip, in memory
+    recompute: int = 1  # keep only each layer's input and compute the rest again; 0: keep it all
     workers: int = 4  # threads that decode ahead
     every: int = 100  # steps between two looks at the dev set and checkpoints
     look: int = 210  # examples of a look
@@ -82,11 +80,9 @@ class Recipe:
 
 
 RECIPES = {
-    "tiny": Recipe(batch=32, tokens=4096, lr=3e-3, muon=0.01, hold=0.4, floor=0.02, weight=2.0,
-                   cache=1, every=500),
-    "polyaudio": Recipe(base="weights/af3", out="runs/polyaudio", lora="decoder", recompute=1),
+    "polyaudio": Recipe(),  # the paper's section 4.1; it leaves rank and number of steps open
     "mallm": Recipe(base="weights/qwen2-audio", data="data/mallm/train.jsonl", dev="",
-                    out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5, recompute=1),
+                    out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5),
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -102,7 +98,8 @@ class Rows:
         try:
             self.file = open(path, "rb")
         except OSError as error:
-            hint = "; python synth.py makes it" if "toy" in str(path) else ""
+            flags = " --train 0 --split dev" if "-dev" in str(path) else ""
+            hint = f"; python synth.py{flags} makes it" if "toy" in str(path) else ""
             raise BadInput(f"{path}: cannot be read ({error.strerror}){hint}") from None
         expect(Path(path).is_file(), path, "a file of rows", "something else")
         self.path, self.array, starts, place, found = path, None, [], 0, set()
@@ -904,7 +901,7 @@ def main():
     parser = Parser(
         description=__doc__.split("\n\n")[0], epilog="Flags of a recipe have its values."
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="tiny")
+    parser.add_argument("--recipe", choices=RECIPES, default="polyaudio")
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument(
         "--merge", metavar="RUN", help="fold a run's adapter into its base, at --out"
