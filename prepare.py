@@ -48,7 +48,7 @@ import time
 import unicodedata
 import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -160,8 +160,9 @@ def worker_map(count, method=None, chunksize=1):
     def spread(job, things):  # pool.map() would cancel on the way out what the killed still had
         things = iter(things)
         chunks = iter(lambda: list(itertools.islice(things, chunksize)), [])
-        for done in [pool.submit(do_each, job, chunk) for chunk in chunks]:
-            yield from done.result()
+        waiting = deque(pool.submit(do_each, job, chunk) for chunk in chunks)
+        while waiting:  # what was taken is let go
+            yield from waiting.popleft().result()
 
     with ProcessPoolExecutor(count, get_context(method), follow) as pool:
         try:

@@ -18,6 +18,7 @@ import tarfile
 import time
 import tracemalloc
 import zipfile
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -1063,3 +1064,18 @@ def run_main(capsys, *argv):
         patch.setattr("sys.argv", ["prepare.py", *map(str, argv)])
         prepare.cli(prepare.main)
     return stopped.value.code, capsys.readouterr().err
+
+
+class Result:
+    """Something that can be seen to be gone."""
+
+
+def give(i):
+    return Result()
+
+
+def test_what_a_worker_made_is_let_go_once_it_is_taken():
+    """1.3 million items pass through; they must not gather."""
+    with prepare.worker_map(2) as spread:
+        taken = [weakref.ref(result) for result in spread(give, range(20))]
+        assert not any(ref() for ref in taken)
