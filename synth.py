@@ -2915,8 +2915,9 @@ ACROSS = "[across the clips|in all the clips together|over all recordings]"
 FORMS = {
     **{f"{name}, {end}": form for name, scale in SCALES.items()
        for end, form in (("most", scale.most), ("least", scale.least))},
-    "difference": "What is [the difference|the main difference|different] between {first} and"
-    " {second}?",
+    "difference": "[What is the difference between {first} and {second}|What is different in"
+    " {first} and {second}|How do {first} and {second} differ|What differs between {first} and"
+    " {second}|How is {first} different from {second}]?",
     "odd": WHICH + " has another {noun} than the [others|rest]?",
     "clearest": WHICH + " has the [clearest|cleanest] [speech|voice]?",
     "impaired": WHICH + " [suffers from|has] {label}?",
@@ -2979,7 +2980,7 @@ FORMS = {
     " words, then the scene they are in.|Name the words and the sound, then the scene they are in."
     "|Which sound is heard, and what is said? Guess what they are doing.|What is said, and which"
     " sound is heard? Guess what they are doing.]",
-    "caption of": "Which caption [fits|belongs to|describes] {first}: {choices}?",
+    "caption of": "[Which|What] caption [fits|describes|is right for] {first}: {choices}?",
     "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
 }  # fmt: skip
 PLACES = (
