@@ -1886,8 +1886,11 @@ def difference(shelf, dice, n, fate) -> Draft:
     alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
     verdict = " and ".join(f"{audio(i)} has {listed(alone[i])}" for i in (a, b) if alone[i])
     facts = [own[i][feature] for i in (a, b) for feature in alone[i]]
-    need(1 <= len(facts) <= 6)
-    says = {i: listed(own[i]) for i in (a, b)}
+    names = [named[0] for named in facts]
+    need(1 <= len(set(names)) == len(facts) <= 6)  # a word, and a mood of that name, are one slot
+    both = [named[0] for i in (a, b) for named in own[i].values()]
+    need(kind == "speech" or not any(akin(name, other) for name in names for other in both))
+    says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     about = {"first": audio(a), "second": audio(b)}
     return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
 
