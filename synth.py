@@ -2710,6 +2710,7 @@ def speech_pair(shelf, dice, n, fate) -> Draft:
     else:
         texts = [text, turn_round(text)]
         verdict, facts = "the same words in another order", [["same words"], ["another order"]]
+    need(all(split_of(said) == dice.split for said in texts))  # an edit may lead elsewhere
     speaker = pick(dice, speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
@@ -3101,7 +3102,9 @@ def write_item(draft, dice, task, id) -> dict:
         "answer": answer,
         "gold": draft.gold,
         **({"choices": draft.more["choices"]} if "choices" in draft.more else {}),
-        "source": "+".join(sorted({row["corpus"] for row in draft.rows})),
+        "source": "+".join(
+            sorted({part for row in draft.rows for part in row["corpus"].split("+")})
+        ),
         "licences": sorted({part for row in draft.rows for part in row["licence"].split("; ")}),
         "meta": {
             "ids": [row["id"] for row in draft.rows],
