@@ -969,6 +969,22 @@ def test_a_second_path_sees_what_is_wrong():
     assert all(noticed[task, "evidence"] >= 5 for task in SEVERAL if task != "order"), noticed
 
 
+def test_a_difference_says_which_of_the_two_has_what():
+    several = 0
+    for place in DECKS:
+        for item, rows in items(*place, "comparison", 60):
+            if item["meta"]["kind"] != "difference":
+                continue
+            _, pair = asked("difference", item["question"])
+            own = {i: features(rows[int(i) - 1])[0] for i in pair}
+            parts = re.split(r"(?:^| and )audio (\d+) has ", item["meta"]["verdict"])[1:]
+            told = {i: told_features(text)[0] for i, text in zip(parts[::2], parts[1::2])}
+            more = {pair[0]: own[pair[0]] - own[pair[1]], pair[1]: own[pair[1]] - own[pair[0]]}
+            assert told == {i: found for i, found in more.items() if found}, item
+            several += len(told) == 2
+    assert several > 50
+
+
 def test_every_clip_is_another_and_speaks_of_its_licence():
     for place in DECKS:
         for task in TASKS:
