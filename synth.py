@@ -2634,7 +2634,18 @@ def spoken(shelf, dice, text, speaker) -> dict:
 
 
 def heard_in(shelf, row) -> np.ndarray:
-    return load_clip(clip_of(row), shelf.out)
+    wave = load_clip(clip_of(row), shelf.out)
+    need(wave.any())  # silence has no level that it could be mixed at
+    return wave
+
+
+def unlike_sounds(shelf, dice, count, least=1) -> list[str]:
+    """So many sounds of which no two may be the same by another name."""
+    values = shelf.values("category", "sound", least=least)
+    need(len(values) >= count)
+    found = shuffled(dice, values)[:count]
+    need(not any(akin(a, b) for a, b in itertools.combinations(found, 2)))
+    return found
 
 
 def mixed(shelf, a, b, snr=0, **known) -> dict:
@@ -2721,9 +2732,7 @@ def sound_pair(shelf, dice, n, fate) -> Draft:
     """The five cases of MALLM's Table 7: the same; another; one more; one more in each; the common
     one."""
     case = 1 + int(fate[0] * 5)
-    values = shelf.values("category", "sound", least=2)
-    need(len(values) > 2)
-    x, y, z = shuffled(dice, values)[:3]
+    x, y, z = unlike_sounds(shelf, dice, 3, least=2)
     first, again, second, third = (
         *shelf.draw(dice, ("category", "sound", x), 2),
         *(shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z)),
@@ -2842,7 +2851,7 @@ def scene_heard(shelf, dice, n, fate) -> Draft:
 
 def same_parts(shelf, dice, n, put_together) -> Draft:
     """put_together(x, y) -> (wave, caption) of n clips; which of the captions fits one of them?"""
-    x, y = shuffled(dice, shelf.values("category", "sound"))[:2]
+    x, y = unlike_sounds(shelf, dice, 2)
     parts = [shelf.draw(dice, ("category", "sound", label))[0] for label in (x, y)]
     waves = [level(heard_in(shelf, row)) for row in parts]
     rows = [made(wave, parts, caption=text) for wave, text in put_together(x, y, *waves)[:n]]
@@ -4375,9 +4384,13 @@ def read_sentences(path, split) -> list[str]:
     The first million of them are enough."""
     if not path:
         return []
-    fit = (" ".join(words(line)) for line in read_lines(path) if 4 <= len(line.split()) <= 14)
+    said = (words(line) for line in read_lines(path))
+    fit = (" ".join(those) for those in said if 4 <= len(those) <= 14)
     own = (text for text in fit if re.fullmatch("[a-z' ]+", text) and split_of(text) == split)
-    return list(itertools.islice(own, 1_000_000))
+    found = list(itertools.islice(own, 1_000_000))
+    wanted = f"lines of 4 to 14 words in Latin letters, some for the split {split}"
+    expect(found, path, wanted, "none")
+    return found
 
 
 def held_by(row) -> dict:
@@ -4450,7 +4463,8 @@ def write_questions(path, settings, workers, writer=None):
 def fingerprint(settings) -> str:
     """Of all that an item depends on: a half-written file of other settings is another file."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in settings["corpus"]:
+    texts = [settings["sentences"]] if settings["sentences"] else []
+    for path in [*settings["corpus"], *texts]:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:8]

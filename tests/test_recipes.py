@@ -428,3 +428,299 @@ def test_items_are_read_back_and_come_out_right(recipe, made, corpus):
 def test_licences_of_parts_are_all_there(made):
     several = [item for _, item in items(made, "compa") if len(item["licences"]) > 1]
     assert len(several) > 5
+
+
+def ruled(rows, split, **more):
+    """A shelf of rows that only have a lone sound each."""
+    shelf = synth.Shelf(**more)
+    for i, label in enumerate(rows):
+        shelf.add({"id": f"r{i}", "path": f"{i}.flac", "corpus": "x", "split": split,
+                   "duration": 1.0, "licence": "CC0-1.0", "labels": [label]})  # fmt: skip
+    shelf.close()
+    return shelf
+
+
+@pytest.mark.parametrize("task", ["sound_pair", "compa_order", "compa_attribute"])
+def test_names_that_may_mean_the_same_sound_are_not_told_apart(task, silent):
+    shelf = ruled(["Rain", "Rain on surface", "Bell", "Siren"] * 3, "train")
+    met = Counter()
+    for item in many(shelf, "train", task, 120):
+        told = " ".join(e["says"] for e in item["meta"]["evidence"])
+        found = {name for name in ("Rain on surface", "Bell", "Siren") if name in told}
+        found |= {"Rain"} if "Rain" in told.replace("Rain on surface", "") else set()
+        assert not {"Rain", "Rain on surface"} <= found, told
+        met.update(found)
+    assert len(met) == 4
+
+
+def test_a_clip_without_sound_is_no_part(monkeypatch):
+    waves = {f"{i}.flac": np.random.default_rng(i).uniform(-0.3, 0.3, 900 + i) for i in range(9)}
+    waves["4.flac"] = np.zeros(900)
+    written = []
+    monkeypatch.setattr(synth, "load_clip", lambda clip, root: waves[clip].astype("f4"))
+    monkeypatch.setattr(synth, "write_made", lambda shelf, id, rows: written.extend(rows))
+    shelf = ruled(["rain", "bell", "siren"] * 3, "train")
+    for task in ("sound_pair", "compa_order", "compa_attribute"):
+        many(shelf, "train", task, 60)
+    mixes = [row for row in written if "wave" in row]
+    assert all(np.isfinite(row["wave"]).all() for row in mixes)
+    used = {part for row in mixes for part in row["id"].split("+")}
+    assert used == {f"r{i}" for i in range(9)} - {"r4"}
+
+
+# --- sentences of a file
+
+UNUSABLE = """\
+only three words
+a line of much more words than fourteen is left out because it is too long
+this line has 5 digits 1234
+\u0432\u0456\u043d \u043c\u0430\u0454 \u0441\u043e\u0431\u0430\u043a\u0443 \u0434\u043e\u043c\u0430
+the caf\u00e9 is at the corner
+- - - - hello
+** * -- ** * --
+"""
+NAMES = "zyxomma quokka oryx jabiru vlei".split()  # words that no lexicon has
+USABLE = [f"the {name} and a {x} are at the {y}" for name in NAMES
+          for x in synth.WORDS["animal"].split() for y in synth.WORDS["place"].split()]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    path = tmp_path_factory.mktemp("book") / "book.txt"
+    path.write_text("\n".join(line.capitalize() + "." for line in USABLE) + "\n" + UNUSABLE)
+    return path
+
+
+def test_lines_go_to_splits_by_checksum_and_unusable_ones_nowhere(book):
+    found = {split: synth.read_sentences(book, split) for split in SPLITS}
+    assert sorted(line for lines in found.values() for line in lines) == sorted(USABLE)
+    for split, lines in found.items():
+        assert all(split_of(line) == split for line in lines)
+        assert abs(len(lines) / len(USABLE) - {"train": 0.6}.get(split, 0.2)) < 0.1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pairs_are_made_of_the_sentences_of_the_file(split, book, corpus, silent):
+    shelf = shelf_of(corpus, split, sentences=synth.read_sentences(book, split))
+    edits, known = Counter(), set(USABLE)
+    for item in many(shelf, split, "speech_pair", 120):
+        texts = [id.partition(":")[2] for id in item["meta"]["ids"]]
+        edit, slots = edit_between(*(text.split() for text in texts))
+        assert known & set(texts) and {split_of(text) for text in texts} == {split}
+        assert item["gold"]["value"]["slots"] == slots
+        edits[edit] += 1
+    assert min(edits[edit] for edit in ("add", "delete", "modify", "restructure")) > 15, edits
+
+
+def test_uncommon_words_are_spoken_letter_by_letter(corpus):
+    shelf, dice = synth.Shelf(corpus.parent), Dice("train", 1)
+    speaker = synth.speakers(synth.FORMANT, "train")[0]
+    row = synth.spoken(shelf, dice, "the quokka is at the zyxomma now", speaker)
+    assert not {"quokka", "zyxomma"} & synth.LEXICON.keys()
+    wave = row["wave"][RATE // 10 :]
+    for word in ("quokka", "zyxomma"):
+        on, off = next(span[1:] for span in row["words"] if span[0] == word)
+        inside = [name for name, a, b in row["phones"] if on - 1e-6 <= a and b <= off + 1e-6]
+        assert inside == synth.pronounce(word) and len(inside) > 3
+        said = wave[int(on * RATE) : int(off * RATE)]
+        assert np.sqrt(np.mean(said**2)) > 0.1 * np.sqrt(np.mean(wave**2))
+
+
+def run(recipe, corpus, out, *flags):
+    return command("--recipe", recipe, "--corpus", corpus, "--out", out, *flags)
+
+
+def test_a_file_of_sentences_feeds_a_run(book, corpus, tmp_path):
+    flags = ("--sentences", book, "--train", 30, "--bench", 0, "--workers", 1)
+    code, _, err = run("mallm", corpus, tmp_path / "q", *flags)
+    assert (code, err) == (0, "")
+    pairs = [r for r in read_rows(tmp_path / "q/train.jsonl") if r["task"] == "speech_pair"]
+    said = [{id.partition(":")[2] for id in row["meta"]["ids"]} for row in pairs]
+    assert len(pairs) > 4 and all(texts & set(USABLE) for texts in said)
+
+
+def test_a_file_without_sentences_is_one_line(corpus, tmp_path):
+    (tmp_path / "none.txt").write_text(UNUSABLE)
+    for path in (tmp_path / "none.txt", tmp_path / "nowhere.txt", tmp_path):
+        flags = ("--sentences", path, "--train", 9, "--bench", 0, "--workers", 1)
+        code, out, err = run("mallm", corpus, tmp_path / "q", *flags)
+        assert code == 2 and out == "" and err.count("\n") == 1 and str(path) in err, err
+
+
+def test_a_half_written_file_of_other_sentences_is_another(book, corpus, tmp_path):
+    other = tmp_path / "book.txt"
+    settings = {"corpus": [str(corpus)], "sentences": str(other)}
+    found = set()
+    for text in (book.read_text(), book.read_text().replace("quokka", "wombat")):
+        other.write_text(text)
+        found.add(synth.fingerprint(settings))
+    assert len(found) == 2
+    assert synth.fingerprint({**settings, "sentences": None}) not in found
+
+
+# --- the same bytes, whoever writes them
+
+
+def tree(folder):
+    """{file: a hash of it}, locks aside."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).digest() for path in files
+    }
+
+
+@pytest.mark.parametrize("recipe", COUNTS)
+@pytest.mark.parametrize("how", ["workers", "shards"])
+def test_clips_and_items_do_not_depend_on_who_makes_them(how, recipe, made, corpus, monkeypatch):
+    monkeypatch.setattr(synth, "CHUNK", 7)
+    (train, bench), out = COUNTS[recipe], made[0] / f"{recipe}-{how}"
+    flags = ["--train", train, "--bench", bench, "--seed", 2]
+    if how == "workers":
+        assert run(recipe, corpus, out, *flags, "--workers", 2)[0] == 0
+    for shard in (3, 1, 2) if how == "shards" else ():
+        assert run(recipe, corpus, out, *flags, "--workers", 1, "--shard", f"{shard}/3")[0] == 0
+    assert tree(out) == tree(made[0] / recipe)
+
+
+LINE = "import sys, prepare, synth; synth.CHUNK = 4; prepare.cli(synth.main)"
+FLAGS = ("--train", 400, "--bench", 0, "--seed", 6)
+
+
+class Running:
+    """The command with two workers, at work on its items."""
+
+    def __init__(self, corpus, out):
+        words = ["--recipe", "mallm", "--corpus", corpus, "--out", out, *FLAGS, "--workers", 2]
+        self.started = subprocess.Popen(
+            [sys.executable, "-c", LINE, *map(str, words)], cwd=ROOT, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        end = time.monotonic() + 60
+        while not any(part.read_bytes().count(b"\n") > 20 for part in out.glob("*.part")):
+            assert time.monotonic() < end and self.started.poll() is None
+            time.sleep(0.01)
+
+    def workers(self):
+        """Their ids, as long as they live."""
+        listed = subprocess.run(["ps", "-eo", "sid=,pid=,stat="], capture_output=True, text=True)
+        rows = [line.split() for line in listed.stdout.splitlines()]
+        ours = [int(pid) for sid, pid, state in rows if int(sid) == self.started.pid
+                and state[0] != "Z"]  # fmt: skip
+        return [pid for pid in ours if pid != self.started.pid]
+
+    def end(self):
+        """(exit code, what it said on stderr), once nobody is left."""
+        err = self.started.communicate(timeout=60)[1]
+        end = time.monotonic() + 20
+        while self.workers():
+            assert time.monotonic() < end, "workers outlive who started them"
+            time.sleep(0.05)
+        return self.started.returncode, err
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "q"
+    assert run("mallm", corpus, out, *FLAGS, "--workers", 1)[0] == 0
+    return tree(out)
+
+
+def check_goes_on(corpus, out, whole):
+    """The same command goes on, does not begin again, and comes to the same bytes."""
+    (part,) = out.glob("*.part")
+    kept, done = part.read_bytes().count(b"\n"), Counter()
+    make_one = synth.make_item
+
+    def counted(shelf, plan, settings, i):
+        done[i] += 1
+        return make_one(shelf, plan, settings, i)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synth, "CHUNK", 4)
+        patch.setattr(synth, "make_item", counted)
+        code, _, err = run("mallm", corpus, out, *FLAGS, "--workers", 1)
+    assert (code, err) == (0, "") and kept >= 20
+    assert 0 < len(done) <= 400 - kept + 4 and min(done) >= kept - 4
+    assert tree(out) == whole
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(corpus, whole, tmp_path):
+    running = Running(corpus, tmp_path / "q")
+    running.started.kill()
+    assert running.end() == (-signal.SIGKILL, "")
+    check_goes_on(corpus, tmp_path / "q", whole)
+
+
+def test_ctrl_c_is_quiet_and_the_same_command_goes_on(corpus, whole, tmp_path):
+    running = Running(corpus, tmp_path / "q")
+    os.killpg(running.started.pid, signal.SIGINT)  # as a terminal does
+    code, err = running.end()
+    assert code == 130 and "Traceback" not in err and err.count("\n") <= 1, err
+    check_goes_on(corpus, tmp_path / "q", whole)
+
+
+def test_a_worker_that_is_killed_is_one_line(corpus, whole, tmp_path):
+    running = Running(corpus, tmp_path / "q")
+    os.kill(max(running.workers()), signal.SIGKILL)
+    code, err = running.end()
+    assert code == 2 and err.count("\n") == 1 and "--workers 2" in err and "killed" in err, err
+    check_goes_on(corpus, tmp_path / "q", whole)
+
+
+# --- disks
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_cannot_be_written_is_one_line(workers, corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/clips").write_text("")  # where the clips' folder should be
+    for out in (tmp_path / "file", tmp_path / "file/q", Path("/proc/nowhere"), tmp_path / "q"):
+        flags = ("--train", 8, "--bench", 0, "--workers", workers)
+        code, printed, err = run("compa", corpus, out, *flags)
+        assert code == 2 and printed == "" and err.count("\n") == 1 and str(out) in err, err
+        assert not list(tmp_path.rglob("train.jsonl"))
+
+
+class Full:
+    """A file on a disk that takes no more."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full(path, *rest, **more):
+    file = open(path, *rest, **more)
+    return Full(file) if "a" in "".join(rest[:1]) and str(path).endswith(".part") else file
+
+
+def no_room(path, data):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("what", ["items", "clips"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    what, workers, made, corpus, monkeypatch
+):
+    (train, bench), out = COUNTS["compa"], made[0] / f"full-{what}-{workers}"
+    flags = ("--train", train, "--bench", bench, "--seed", 2, "--workers", workers)
+    with monkeypatch.context() as patch:
+        if what == "items":
+            patch.setattr(synth, "open", full, raising=False)
+        else:
+            patch.setattr(Path, "write_bytes", no_room)
+        code, printed, err = run("compa", corpus, out, *flags)
+    assert code == 2 and printed == "" and err.count("\n") == 1, err
+    assert os.strerror(errno.ENOSPC) in err
+    assert run("compa", corpus, out, *flags)[0] == 0
+    assert tree(out) == tree(made[0] / "compa")
