@@ -4379,14 +4379,18 @@ def open_shelf(settings, out) -> tuple[Shelf, Counter]:
     return shelf, lost
 
 
+SAYABLE = re.compile("[a-z][a-z']{0,19}").fullmatch
+
+
 def read_sentences(path, split) -> list[str]:
     """The lines of a text that belong to a split and can be spoken: 4 to 14 words of Latin letters.
     The first million of them are enough."""
     if not path:
         return []
-    said = (words(line) for line in read_lines(path))
-    fit = (" ".join(those) for those in said if 4 <= len(those) <= 14)
-    own = (text for text in fit if re.fullmatch("[a-z' ]+", text) and split_of(text) == split)
+    lines = ([word.strip("'") for word in words(line)] for line in read_lines(path))
+    said = ([word for word in line if word] for line in lines)  # not a quotation mark by itself
+    fit = (" ".join(those) for those in said if 4 <= len(those) <= 14 and all(map(SAYABLE, those)))
+    own = (text for text in fit if split_of(text) == split)
     found = list(itertools.islice(own, 1_000_000))
     wanted = f"lines of 4 to 14 words in Latin letters, some for the split {split}"
     expect(found, path, wanted, "none")

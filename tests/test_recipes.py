@@ -478,6 +478,8 @@ this line has 5 digits 1234
 the caf\u00e9 is at the corner
 - - - - hello
 ** * -- ** * --
+' ' ' ' ' '
+the word is aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 """
 NAMES = "zyxomma quokka oryx jabiru vlei".split()  # words that no lexicon has
 USABLE = [f"the {name} and a {x} are at the {y}" for name in NAMES
@@ -487,7 +489,9 @@ USABLE = [f"the {name} and a {x} are at the {y}" for name in NAMES
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     path = tmp_path_factory.mktemp("book") / "book.txt"
-    path.write_text("\n".join(line.capitalize() + "." for line in USABLE) + "\n" + UNUSABLE)
+    lines = [f"{line.capitalize()}." for line in USABLE]
+    lines[0] = f"'{lines[0]}'"  # somebody says it
+    path.write_text("\n".join(lines) + "\n" + UNUSABLE)
     return path
 
 
