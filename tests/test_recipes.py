@@ -293,7 +293,15 @@ def test_every_case_and_every_edit_is_as_likely(split, corpus, silent):
     for task, about, options in (("sound_pair", "case", 5), ("speech_pair", "edit", 4)):
         found = Counter(item["meta"]["about"][about] for item in many(shelf, split, task, 500))
         assert len(found) == options
-        assert all(abs(n - 500 / options) < 40 for n in found.values()), found
+        assert all(abs(n - 500 / options) < 30 for n in found.values()), found
+
+
+def test_the_clip_with_one_sound_more_is_either(corpus, silent):
+    found = Counter()
+    for item in many(shelf_of(corpus, "train"), "train", "sound_pair", 500):
+        if item["meta"]["about"]["case"] == 3:
+            found["+" in item["meta"]["ids"][0]] += 1
+    assert min(found[True], found[False]) > 30, found
 
 
 # --- JASCO
