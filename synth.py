@@ -1886,8 +1886,11 @@ def difference(shelf, dice, n, fate) -> Draft:
     alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
     verdict = " and ".join(f"{audio(i)} has {listed(alone[i])}" for i in (a, b) if alone[i])
     facts = [own[i][feature] for i in (a, b) for feature in alone[i]]
-    need(1 <= len(facts) <= 6)
-    says = {i: listed(own[i]) for i in (a, b)}
+    names = [named[0] for named in facts]
+    need(1 <= len(set(names)) == len(facts) <= 6)  # a word, and a mood of that name, are one slot
+    both = [named[0] for i in (a, b) for named in own[i].values()]
+    need(kind == "speech" or not any(akin(name, other) for name in names for other in both))
+    says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     about = {"first": audio(a), "second": audio(b)}
     return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
 
@@ -2631,7 +2634,18 @@ def spoken(shelf, dice, text, speaker) -> dict:
 
 
 def heard_in(shelf, row) -> np.ndarray:
-    return load_clip(clip_of(row), shelf.out)
+    wave = load_clip(clip_of(row), shelf.out)
+    need(wave.any())  # silence has no level that it could be mixed at
+    return wave
+
+
+def unlike_sounds(shelf, dice, count, least=1) -> list[str]:
+    """So many sounds of which no two may be the same by another name."""
+    values = shelf.values("category", "sound", least=least)
+    need(len(values) >= count)
+    found = shuffled(dice, values)[:count]
+    need(not any(akin(a, b) for a, b in itertools.combinations(found, 2)))
+    return found
 
 
 def mixed(shelf, a, b, snr=0, **known) -> dict:
@@ -2707,6 +2721,7 @@ def speech_pair(shelf, dice, n, fate) -> Draft:
     else:
         texts = [text, turn_round(text)]
         verdict, facts = "the same words in another order", [["same words"], ["another order"]]
+    need(all(split_of(said) == dice.split for said in texts))  # an edit may lead elsewhere
     speaker = pick(dice, speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
@@ -2717,9 +2732,7 @@ def sound_pair(shelf, dice, n, fate) -> Draft:
     """The five cases of MALLM's Table 7: the same; another; one more; one more in each; the common
     one."""
     case = 1 + int(fate[0] * 5)
-    values = shelf.values("category", "sound", least=2)
-    need(len(values) > 2)
-    x, y, z = shuffled(dice, values)[:3]
+    x, y, z = unlike_sounds(shelf, dice, 3, least=2)
     first, again, second, third = (
         *shelf.draw(dice, ("category", "sound", x), 2),
         *(shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z)),
@@ -2838,7 +2851,7 @@ def scene_heard(shelf, dice, n, fate) -> Draft:
 
 def same_parts(shelf, dice, n, put_together) -> Draft:
     """put_together(x, y) -> (wave, caption) of n clips; which of the captions fits one of them?"""
-    x, y = shuffled(dice, shelf.values("category", "sound"))[:2]
+    x, y = unlike_sounds(shelf, dice, 2)
     parts = [shelf.draw(dice, ("category", "sound", label))[0] for label in (x, y)]
     waves = [level(heard_in(shelf, row)) for row in parts]
     rows = [made(wave, parts, caption=text) for wave, text in put_together(x, y, *waves)[:n]]
@@ -2915,8 +2928,9 @@ ACROSS = "[across the clips|in all the clips together|over all recordings]"
 FORMS = {
     **{f"{name}, {end}": form for name, scale in SCALES.items()
        for end, form in (("most", scale.most), ("least", scale.least))},
-    "difference": "What is [the difference|the main difference|different] between {first} and"
-    " {second}?",
+    "difference": "[What is the difference between {first} and {second}|What is different in"
+    " {first} and {second}|How do {first} and {second} differ|What differs between {first} and"
+    " {second}|How is {first} different from {second}]?",
     "odd": WHICH + " has another {noun} than the [others|rest]?",
     "clearest": WHICH + " has the [clearest|cleanest] [speech|voice]?",
     "impaired": WHICH + " [suffers from|has] {label}?",
@@ -2979,7 +2993,7 @@ FORMS = {
     " words, then the scene they are in.|Name the words and the sound, then the scene they are in."
     "|Which sound is heard, and what is said? Guess what they are doing.|What is said, and which"
     " sound is heard? Guess what they are doing.]",
-    "caption of": "Which caption [fits|belongs to|describes] {first}: {choices}?",
+    "caption of": "[Which|What] caption [fits|describes|is right for] {first}: {choices}?",
     "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
 }  # fmt: skip
 PLACES = (
@@ -3097,7 +3111,9 @@ def write_item(draft, dice, task, id) -> dict:
         "answer": answer,
         "gold": draft.gold,
         **({"choices": draft.more["choices"]} if "choices" in draft.more else {}),
-        "source": "+".join(sorted({row["corpus"] for row in draft.rows})),
+        "source": "+".join(
+            sorted({part for row in draft.rows for part in row["corpus"].split("+")})
+        ),
         "licences": sorted({part for row in draft.rows for part in row["licence"].split("; ")}),
         "meta": {
             "ids": [row["id"] for row in draft.rows],
@@ -4363,14 +4379,22 @@ def open_shelf(settings, out) -> tuple[Shelf, Counter]:
     return shelf, lost
 
 
+SAYABLE = re.compile("[a-z][a-z']{0,19}").fullmatch
+
+
 def read_sentences(path, split) -> list[str]:
     """The lines of a text that belong to a split and can be spoken: 4 to 14 words of Latin letters.
     The first million of them are enough."""
     if not path:
         return []
-    fit = (" ".join(words(line)) for line in read_lines(path) if 4 <= len(line.split()) <= 14)
-    own = (text for text in fit if re.fullmatch("[a-z' ]+", text) and split_of(text) == split)
-    return list(itertools.islice(own, 1_000_000))
+    lines = ([word.strip("'") for word in words(line)] for line in read_lines(path))
+    said = ([word for word in line if word] for line in lines)  # not a quotation mark by itself
+    fit = (" ".join(those) for those in said if 4 <= len(those) <= 14 and all(map(SAYABLE, those)))
+    own = (text for text in fit if split_of(text) == split)
+    found = list(itertools.islice(own, 1_000_000))
+    wanted = f"lines of 4 to 14 words in Latin letters, some for the split {split}"
+    expect(found, path, wanted, "none")
+    return found
 
 
 def held_by(row) -> dict:
@@ -4443,7 +4467,8 @@ def write_questions(path, settings, workers, writer=None):
 def fingerprint(settings) -> str:
     """Of all that an item depends on: a half-written file of other settings is another file."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in settings["corpus"]:
+    texts = [settings["sentences"]] if settings["sentences"] else []
+    for path in [*settings["corpus"], *texts]:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:8]

@@ -599,6 +599,19 @@ def alone(values, which):
     return frozenset(name.removeprefix("a voice that is ") for name in found)
 
 
+def unlike(values, *pair):
+    """What one of two clips has and the other has not, where they have something in common."""
+    sides = [values[int(place) - 1] for place in pair]
+    clear(sides[0][0] & sides[1][0])
+    found = set()
+    for (own, _), (others, doubtful) in (sides, sides[::-1]):
+        more = own - others
+        clear(not more & doubtful and not any(related(name, doubtful) for name in more))
+        found |= {name.removeprefix("a voice that is ") for name in more}
+    clear(found)
+    return frozenset(found)
+
+
 # The table: how each kind asks, what is heard in a row, what is told by the evidence, and the rule.
 
 Way = namedtuple("Way", "asked hear told judge lost", defaults=(0.06,))
@@ -632,6 +645,9 @@ CAPTION = facts, told_facts, all_facts
 KINDS = {
     "compare": ranked(SCALES[:-2]),
     "quality_most": ranked(SCALES[-2:]),
+    "difference": [Way(rf"(?:What is the difference between|What is different in|How do|How is|"
+                       rf"What differs between) audio {ONE} (?:and|different from) audio {ONE}"
+                       r"(?: differ)?\?", features, told_features, unlike)],
     "odd_one": [Way(rf"Which {CLIP} has another {NOUN} than the (?:others|rest)\?",
                     of_category, told_category, exception)],
     "clearest": [
@@ -770,7 +786,7 @@ def agree(item, heard, told, way):
         )
         first = [[[other[0] for other in v].index(voice[0]) for voice in v] for v in (heard, told)]
         return first[0] == first[1] and [v[1:] for v in heard] == [v[1:] for v in told]
-    if kind == "contrast":
+    if kind in ("contrast", "difference"):
         heard = [(known, frozenset()) for known, _ in heard]
     return len(heard) == len(told) and all(near(a, b, way.lost) for a, b in zip(heard, told))
 
@@ -837,6 +853,11 @@ def replacements(kind, names, row):
         return [("relation", claim[1].removeprefix("at ")), ("relation", claim[3])]
     if kind == "keyword":
         return [("word", word) for word in content(spoken(row))]
+    if kind == "difference":  # those that have something in common with it
+        said = content(spoken(row)) if "transcript" in row else ()
+        heard = [] if "music" in row else row.get("labels", ())
+        alike = [("word", word) for word in said] + [("label", label) for label in heard]
+        return [*alike, ("kind", kind_of(row))]
     if kind in ("exactly", "clips_with", "total"):
         word = re.fullmatch('the word "(.+)"', names[0])
         label = ("label", names[0].removeprefix("the sound of "))
@@ -946,6 +967,22 @@ def test_a_second_path_sees_what_is_wrong():
                 noticed[task, "evidence"] += 1
     assert all(noticed[task, "gold"] >= 5 for task in TASKS), noticed
     assert all(noticed[task, "evidence"] >= 5 for task in SEVERAL if task != "order"), noticed
+
+
+def test_a_difference_says_which_of_the_two_has_what():
+    several = 0
+    for place in DECKS:
+        for item, rows in items(*place, "comparison", 60):
+            if item["meta"]["kind"] != "difference":
+                continue
+            _, pair = asked("difference", item["question"])
+            own = {i: features(rows[int(i) - 1])[0] for i in pair}
+            parts = re.split(r"(?:^| and )audio (\d+) has ", item["meta"]["verdict"])[1:]
+            told = {i: told_features(text)[0] for i, text in zip(parts[::2], parts[1::2])}
+            more = {pair[0]: own[pair[0]] - own[pair[1]], pair[1]: own[pair[1]] - own[pair[0]]}
+            assert told == {i: found for i, found in more.items() if found}, item
+            several += len(told) == 2
+    assert several > 50
 
 
 def test_every_clip_is_another_and_speaks_of_its_licence():
