@@ -57,6 +57,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -987,12 +988,14 @@ def check_fits(tokens: int, n_slots, context: int, reserve: int = 0):
 # ------------------------------------------------------------------------------------------------
 # Tables of fields: what a row must hold and what it may. A shape is a type (float: any finite
 # number; str: not empty; dict: without null), a set of words, [shape] for a list of it, a tuple
-# for a list of fixed length, or a dictionary of fields that must be there.
+# for a list of fixed length, str | None, or a dictionary of fields that must be there.
 
 SHAPES = {str: "a text", int: "a whole number", float: "a number", dict: "an object without null"}
 
 
 def fits(value, shape) -> bool:
+    if isinstance(shape, UnionType):
+        return any(fits(value, each) for each in shape.__args__)
     if isinstance(shape, set):
         return isinstance(value, str) and value in shape
     if isinstance(shape, list):

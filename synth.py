@@ -58,7 +58,8 @@ import soundfile
 from prepare import (
     RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, load_audio,
     load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
-    read_values, request, score, stop, tag_clips, warn, words, worker_map, write_json, written,
+    read_values, request, score, stop, tag_clips, warn, word_errors, words, worker_map, write_json,
+    written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -2658,6 +2659,12 @@ def mixed(shelf, a, b, snr=0, **known) -> dict:
 
 # MALLM, speech: a sentence and another that an edit of a word or two makes of it.
 
+EDITS = {  # and what a language model is told of each
+    "add": "put in one or two words, and change nothing else",
+    "delete": "leave out one or two words, and change nothing else",
+    "modify": "put other words in the place of one, two or three",
+    "restructure": "use exactly the same words in another order; move at most four of them",
+}
 LATER = "today again now there too".split()
 TAIL = re.compile(r"(.+) ((?:at|in|on|with|to|from|after|before|under|near) .+)")
 IS = re.compile(r"(.+) is (\w+)")
@@ -2704,10 +2711,7 @@ def base_sentence(shelf, dice) -> str:
 
 
 def speech_pair(shelf, dice, n, fate) -> Draft:
-    text, edit = (
-        base_sentence(shelf, dice),
-        chosen(("add", "delete", "modify", "restructure"), fate[0]),
-    )
+    text, edit = base_sentence(shelf, dice), chosen(list(EDITS), fate[0])
     if edit in ("add", "delete"):  # one is the other read backwards
         longer, word = add_words(dice, text)
         texts = [text, longer] if edit == "add" else [longer, text]
@@ -2722,6 +2726,11 @@ def speech_pair(shelf, dice, n, fate) -> Draft:
         texts = [text, turn_round(text)]
         verdict, facts = "the same words in another order", [["same words"], ["another order"]]
     need(all(split_of(said) == dice.split for said in texts))  # an edit may lead elsewhere
+    return one_voice(shelf, dice, edit, texts, verdict, facts)
+
+
+def one_voice(shelf, dice, edit, texts, verdict, facts) -> Draft:
+    """The two sentences, so that nothing but their words differs."""
     speaker = pick(dice, speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
@@ -2826,15 +2835,20 @@ SCENES = [
 ]  # fmt: skip
 
 
+def scene_of(shelf, dice) -> tuple:
+    """A scene of this split, as a script belongs to one, and a clip of its sound."""
+    told = pick(dice, [scene for scene in SCENES if split_of(scene.sentence) == dice.split])
+    named = re.compile(rf"\b({told.sound})")
+    known = [v for v in shelf.values("category", "sound") if named.search(v.lower())]
+    return told, shelf.draw(dice, ("category", "sound", pick(dice, known)))[0]
+
+
 def scene_heard(shelf, dice, n, fate) -> Draft:
-    """One clip with both. A scene belongs to one split, as a script does."""
-    choices = [scene for scene in SCENES if split_of(scene.sentence) == dice.split]
-    told = pick(dice, choices)
-    known = [
-        v for v in shelf.values("category", "sound") if re.search(rf"\b({told.sound})", v.lower())
-    ]
-    need(known)
-    sound = shelf.draw(dice, ("category", "sound", pick(dice, known)))[0]
+    return staged(shelf, dice, *scene_of(shelf, dice))
+
+
+def staged(shelf, dice, told, sound) -> Draft:
+    """One clip with both, the sound behind the sentence."""
     speech = spoken(shelf, dice, told.sentence, pick(dice, speakers(shelf.engine, dice.split)))
     wave, behind = speech["wave"], level(heard_in(shelf, sound))
     n = max(len(wave), len(behind))
@@ -3223,6 +3237,33 @@ hear. Either it asks which piece has most or least of something, or is the only 
 or it asks how pieces differ. The answer is one sentence that begins with the clip that is right, \
 or names every clip before what it says of it, and says nothing that the data do not say. \
 question[k] belongs to answer[k].""",
+    # MALLM's appendix C, its four edits.
+    "edit": """\
+You get a sentence and an edit. Make that edit and no other, so that the new sentence is good \
+English, means something else or says it in another way, and is easy to say aloud. The sentence \
+you get is spoken in audio 1, yours in audio 2. `difference` is one sentence of 25 words or fewer \
+on how the two differ: it names each changed word letter for letter, after the name of the clip \
+that has it, and nothing that a clip lacks. Where only the order is another, it says that they \
+have the same words in another order. Where the edit leads to no good sentence, both are null.""",
+    # JASCO's section III.A: a scene, and the three checks on it.
+    "scene": """\
+Invent a scene for a listening test. You get a sound that is heard in the background. Write the \
+`sentence`, 3 to 12 words, that somebody in the scene says; `doing`, what they are doing, in 4 to \
+12 words, which can only be told from the sound and the sentence together; one to four \
+`keywords`, each a word or two that names the action, in its different forms, one of them in \
+`doing` word for word; `by_sound` and `by_speech`, what one would wrongly take them to be doing \
+from the sound alone and from the sentence alone, 3 to 12 words. No keyword is in the sound, the \
+sentence, `by_sound` or `by_speech`.""",
+    "infer": """\
+You get a sound that is heard in the background, a sentence that somebody says, and what they are \
+said to be doing. Can that be inferred from the sound and the sentence taken together? Answer yes \
+or no.""",
+    "guess": """\
+You get a sound that is heard in the background, a sentence that somebody says, and a question on \
+both. Answer it with the likeliest activity, in one sentence of 20 words or fewer.""",
+    "alone": """\
+Of a recording you know one thing only: a sound that is heard in it, or a sentence that is said. \
+Tell what the people are most likely doing, in one sentence of 20 words or fewer.""",
 }
 TWO_LISTS = {"question": [str], "answer": [str]}
 REPLIES = {  # what a reply holds, as prepare.fits() reads it
@@ -3242,8 +3283,11 @@ REPLIES = {  # what a reply holds, as prepare.fits() reads it
     "temporal": TWO_LISTS,
     "difference": TWO_LISTS,
     "music": {"reasoning_type": str, **TWO_LISTS},
+    "edit": {"sentence": str | None, "difference": str | None},
+    "scene": {"sentence": str, "doing": str, "keywords": [str], "by_sound": str, "by_speech": str},
+    "infer": {"answer": {"yes", "no"}}, "guess": {"doing": str}, "alone": {"doing": str},
 }  # fmt: skip
-TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+TYPES = {str: "string", int: "integer", bool: "boolean", str | None: ["string", "null"]}
 
 
 def schema_of(shape) -> dict:
@@ -3348,13 +3392,7 @@ def recited(shelf, dice, texts, names=None) -> tuple[list, dict]:
         known = list(dict.fromkeys(names))
         names = [own[known.index(name) % len(own)] for name in names]
     told = shuffled(dice, list(zip(texts, names)))
-    try:
-        rows = [spoken(shelf, dice, text, voice) for text, voice in told]
-    except BadInput as mistake:
-        if getattr(mistake, "status", None) in HOPELESS:
-            raise
-        warn(str(mistake))
-        raise Dropped("voice: a script was not spoken") from None
+    rows = [spoken(shelf, dice, text, voice) for text, voice in told]
     return rows, {"made": [{"text": text, "speaker": voice} for text, voice in told]}
 
 
@@ -4005,6 +4043,151 @@ def pairs(brief, faults, facts_in, evidence) -> tuple:
     return brief, partial(faults_of_lists, faults), draft
 
 
+# MALLM's edits. The words of both sentences are compared, so nothing is left to belief.
+
+
+def brief_edit(shelf, dice, n, fate) -> Brief:
+    text, edit = base_sentence(shelf, dice), chosen(list(EDITS), fate[0])
+    known = {"edit": edit, "taken": shelf.elsewhere}
+    return Brief({"sentence": text, "edit": f"{edit}: {EDITS[edit]}"}, known=known)
+
+
+def in_common(a, b) -> int:
+    """How many words of a are in b, in the same order."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        last, row = row, [0]
+        for j, other in enumerate(b, 1):
+            row.append(last[j - 1] + 1 if word == other else max(row[-1], last[j]))
+    return row[-1]
+
+
+def changed(brief, reply) -> tuple[list, list]:
+    """The words that only the first sentence has, and those that only the second has."""
+    old, new = (Counter(words(text)) for text in (brief.data["sentence"], reply["sentence"]))
+    return list(old - new), list(new - old)
+
+
+def is_edit(edit, old, new) -> bool:
+    lost, gained = (len(some) - in_common(old, new) for some in (old, new))
+    if edit == "add":
+        return lost == 0 < gained < 3
+    if edit == "delete":
+        return gained == 0 < lost < 3
+    if edit == "restructure":
+        return Counter(old) == Counter(new) and 0 < lost < 5
+    return lost > 0 < gained and word_errors(old, new) * len(old) < 4.5  # 4 words, if rounded
+
+
+def faults_edit(brief, reply):
+    text, told = reply["sentence"], reply["difference"]
+    if text is None:  # draft_edit lets it go; there is no use in asking again
+        return
+    edit = brief.known["edit"]
+    yield unspeakable(text, 2, 16, brief.known["taken"])
+    fine = is_edit(edit, words(brief.data["sentence"]), words(text))
+    yield unless(fine, f"edit: not what was asked for, {brief.data['edit']}")
+    yield unless(told, "difference: there is none")
+    yield wrong_sentences(told, 1, 1)
+    yield wrong_length("the difference", told, 25, 4)
+    yield stray(2, told)
+    lost, gained = changed(brief, reply)
+    if edit == "restructure":
+        fine = re.search(r"\bsame words\b.*\b(?:other|another|different) order\b", told)
+        yield unless(fine, "difference: they are the same words in another order")
+        return
+    yield unless(lost or gained, "edit: the words are the same")
+    for own, others, place in ((lost, gained, 1), (gained, lost, 2)):
+        here = {word for i, said in by_clip(told) if i == place for word in words(said)}
+        silent = [word for word in own if not {word, *words(plain(word))} & here]
+        yield unless(not silent, f"difference: {', '.join(silent)} is said in audio {place}")
+        wrong = set(others) & here
+        yield unless(not wrong, f"difference: {', '.join(wrong)} is not said in audio {place}")
+        yield unless(not own or content(" ".join(own)), "edit: change a word that has a meaning")
+
+
+def draft_edit(shelf, dice, brief, reply):
+    if reply["sentence"] is None:
+        raise Dropped("impossible: no such edit of this sentence")
+    edit, (lost, gained) = brief.known["edit"], changed(brief, reply)
+    verdict = reply["difference"].rstrip(".")
+    facts = [[word] for word in content(" ".join(lost + gained))]
+    if edit == "restructure":
+        facts = [["same words"], [f"{other} order" for other in ("another", "other", "different")]]
+    texts = [brief.data["sentence"], " ".join(words(reply["sentence"]))]
+    draft = one_voice(shelf, dice, edit, texts, verdict, facts)
+    made_up = [{"text": row["transcript"], "speaker": row["id"].partition(":")[0]}
+               for row in draft.rows]  # fmt: skip
+    return draft._replace(more={"made": made_up}), None
+
+
+# JASCO's scenes, those of the table and new ones. Both pass the same three checks.
+
+QUESTIONS = (
+    "From the sound and from what is said, what are they doing?",
+    "Think of where they are and of why it is said. Which activity are they engaged in?",
+)
+
+
+def brief_scene(shelf, dice, n, fate) -> Brief:
+    """Half of them are of the table, where it has one for the sounds of the corpus."""
+    if fate[1] < 0.5:
+        told, sound = scene_of(shelf, dice)
+    else:
+        told, values = None, shelf.values("category", "sound")
+        sound = shelf.draw(dice, ("category", "sound", pick(dice, values)))[0]
+    taken = shelf.elsewhere | {tuple(words(scene.sentence)) for scene in SCENES}
+    ready = told and {**told._asdict(), "keywords": told.keywords.split(", ")}
+    return Brief({"sound": lone_sound(sound)}, [sound], {"ready": ready, "taken": taken})
+
+
+def names_one(keywords, text) -> bool:
+    return any(not misquoted(keyword, text) for keyword in keywords)
+
+
+def faults_scene(brief, reply):
+    keywords, sound = reply["keywords"], brief.data["sound"]
+    yield unspeakable(reply["sentence"], 3, 12, brief.known["taken"])
+    for field in ("doing", "by_sound", "by_speech"):
+        yield wrong_length(f"`{field}`", reply[field], 12, 3)
+    yield unless(1 <= len(keywords) <= 4, f"keywords: {len(keywords)}, not 1 to 4")
+    for keyword in keywords:
+        yield wrong_length("a keyword", keyword, 3)
+        plainly = content(keyword) and "," not in keyword
+        yield unless(plainly, f'keywords: "{keyword}" names no action')
+    yield unless(names_one(keywords, reply["doing"]), "keywords: `doing` holds none of them")
+    told = [sound, reply["sentence"], reply["by_sound"], reply["by_speech"]]
+    early = ", ".join(text for text in told if names_one(keywords, text))
+    yield unless(not early, f'keywords: "{early:.60}" holds one')
+    yield unplaced(*told, reply["doing"])
+
+
+def faults_guess(brief, reply):
+    yield wrong_length("`doing`", reply["doing"], 30, 2)
+
+
+def checks_scene(brief, reply):
+    """JASCO's three checks, as (prompt, what it is told, what the reply must be like)."""
+    sound, said = brief.data, {"sentence": reply["sentence"]}
+    named = partial(names_one, reply["keywords"])
+    told = {**sound, **said, "doing": reply["doing"]}
+    yield "infer", told, lambda reply: reply["answer"] == "yes"
+    for question in QUESTIONS:
+        told = {**sound, **said, "question": question}
+        yield "guess", told, lambda reply: named(reply["doing"])
+    for told in (sound, said):
+        yield "alone", told, lambda reply: not named(reply["doing"])
+
+
+def draft_scene(shelf, dice, brief, reply):
+    told = [", ".join(value) if type(value := reply[field]) is list else value
+            for field in Scene._fields[1:]]  # fmt: skip
+    draft = staged(shelf, dice, Scene(brief.data["sound"], *told), brief.rows[0])
+    speaker = draft.rows[0]["id"].partition(":")[0]
+    made_up = [{"text": reply["sentence"], "speaker": speaker}]
+    return draft._replace(more={"made": made_up}), None
+
+
 ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it makes
     "factual": (brief_factual, faults_factual, draft_factual),
     "keywords": (brief_keywords, faults_keywords, draft_keywords),
@@ -4014,11 +4197,14 @@ ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it mak
     "temporal": pairs(brief_sounds, faults_temporal, facts_temporal, sounds_at),
     "difference": pairs(brief_sounds, faults_difference, facts_difference, sounds_at),
     "music": pairs(brief_music, faults_music, facts_music, music_is),
+    "edit": (brief_edit, faults_edit, draft_edit),
+    "scene": (brief_scene, faults_scene, draft_scene),
 }
 WRITTEN = {  # task: the prompts that write it
     "comparison": ("difference", "music"), "contrast": ("difference",), "keyword": ("keywords",),
     "entailment": ("entailment",), "factual": ("factual",), "aqa": ("dialogue",),
-    "order": ("ordering",), "temporal": ("temporal",),
+    "order": ("ordering",), "temporal": ("temporal",), "speech_pair": ("edit",),
+    "scene": ("scene",),
 }  # fmt: skip
 
 
@@ -4237,7 +4423,8 @@ class Writer:
         shelf.elsewhere = scripts_elsewhere(path, settings["split"])
         self.prompts, split = {}, settings["split"]
         for task in settings["tasks"]:
-            for n in range(TASKS[task].least, settings["clips"] + 1):
+            most = 1 if TASKS[task].skill == "single" else settings["clips"]
+            for n in range(TASKS[task].least, most + 1):
                 for name in WRITTEN.get(task, ()):
                     if comes_out(shelf, split, ASKS[name][0], n):
                         self.prompts.setdefault((task, n), []).append(name)
@@ -4274,8 +4461,10 @@ class Writer:
         tell, faults, make_draft = ASKS[name]
         try:
             brief = material(shelf, dice, tell, n)
-            reply = self.ask(name, brief, faults, seed)
-            draft, reason = make_draft(shelf, dice, brief, reply)
+            ready = brief.known.get("ready")  # a scene that rules have written
+            reply = ready or self.ask(name, brief, faults, seed)
+            self.check(checks_scene(brief, reply) if name == "scene" else (), seed)
+            draft, reason = self.spoken(make_draft, shelf, dice, brief, reply)
             item = write_item(draft, dice, task, id)
             if name == "ordering":
                 brief = brief_rationale(brief, reply)
@@ -4283,7 +4472,8 @@ class Writer:
                 reason = why and why["rationale"]
             says = "; ".join(f"{audio(i)}: {text}" for i, text in sorted(draft.says.items()))
             ending = filled(phrase(dice, FORMS["answer"]), {"verdict": draft.verdict})
-            item["answer"] = " ".join([f"{says}.", *([reason] if reason else []), ending])
+            if len(draft.rows) > 1:
+                item["answer"] = " ".join([f"{says}.", *([reason] if reason else []), ending])
             if score(item["gold"], item["answer"]) != 1:
                 raise Dropped("score: not even its own answer is right")
         except Dropped as dropped:
@@ -4292,10 +4482,32 @@ class Writer:
         except Miss:
             self.count(name, "corpus: nothing to tell of")
             return None
-        item["meta"] |= {"kind": f"llm-{name}", "model": self.model}
+        by_model = {"kind": f"llm-{name}", "model": self.model}
+        item["meta"] |= {"kind": scene_heard.__name__} if ready else by_model
         write_made(shelf, id, draft.rows)
         self.count(name, "accepted")
         return item
+
+    def check(self, checks, seed):
+        """Further questions on a reply; none is asked twice, or its answer would be begged for."""
+        for name, told, holds in checks:
+            faults = faults_guess if name != "infer" else lambda *_: ()
+            try:
+                reply = self.ask(name, Brief(told), faults, seed)
+            except Dropped as dropped:
+                raise Dropped(f"{name}, {dropped}") from None
+            if not holds(reply):
+                raise Dropped(f"{name}: {json.dumps(reply)} to {json.dumps(told)}")
+
+    def spoken(self, make_draft, *given):
+        """A draft, its clips too. A speech server may fail at one, and that is no end."""
+        try:
+            return make_draft(*given)
+        except BadInput as mistake:
+            if getattr(mistake, "status", None) in HOPELESS:
+                raise
+            warn(str(mistake))
+            raise Dropped("clips: not to be had") from None
 
     def improve(self, name, brief, faults, seed):
         """A reply, or None: then an item stays as it was, which is as good."""

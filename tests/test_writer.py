@@ -152,6 +152,47 @@ def good_music(data):
     return {"reasoning_type": data["reasoning_type"], "question": [question], "answer": [answer]}
 
 
+def good_edit(data):
+    said, edit = data["sentence"].split(), data["edit"].partition(":")[0]
+    word = synth.content(data["sentence"])[-1]
+    place = said.index(word)
+    if edit == "add":
+        return {"sentence": f"{data['sentence']} quickly", "difference": "Audio 2 adds quickly."}
+    if edit == "delete":
+        left = " ".join(said[:place] + said[place + 1 :])
+        return {"sentence": left, "difference": f"Only audio 1 says {word}."}
+    if edit == "modify":
+        other = " ".join([*said[:place], "lantern", *said[place + 1 :]])
+        told = f"Audio 1 says {word}, whereas audio 2 says lantern."
+        return {"sentence": other, "difference": told}
+    told = "Both have the same words in another order."
+    return {"sentence": " ".join(said[1:] + said[:1]), "difference": told}
+
+
+def good_scene(data):
+    return {
+        "sentence": "hold the cloth a bit higher",
+        "doing": "they are polishing a trophy",
+        "keywords": ["polishing", "polish"],
+        "by_sound": "they are out of doors",
+        "by_speech": "they are hanging up laundry",
+    }
+
+
+def good_infer(data):
+    return {"answer": "yes"}
+
+
+def good_guess(data):
+    """What it invented, or what the table has for that sentence."""
+    told = {scene.sentence: scene.doing for scene in synth.SCENES}
+    return {"doing": told.get(data["sentence"], "I think they are polishing things.")}
+
+
+def good_alone(data):
+    return {"doing": "They may be doing anything at all."}
+
+
 GOOD = {name: globals()[f"good_{name}"] for name in synth.PROMPTS}
 
 
@@ -226,14 +267,15 @@ def corpus(tmp_path_factory):
 def written(model, corpus, tmp_path):
     """write(count) -> (items, outcomes by prompt, the writer) of one run in this process."""
 
-    def write(count, split="train", out=tmp_path / "out", threads=4, **more):
+    def write(count, split="train", out=tmp_path / "out", threads=4, recipe="polyaudio", **more):
         out.mkdir(exist_ok=True)
         writer = Writer(model.url, "m", out / "llm.jsonl", threads, **more)
         kept = []
         writer.report = lambda: kept.append({k: +v for k, v in writer.outcomes.items()})
         settings = {
-            "seed": 3, "clips": 5, "mix": synth.MIX, "single": 0.1, "sentences": None,
-            "tasks": synth.RECIPES["polyaudio"].tasks, "corpus": [str(corpus)], "split": split,
+            "seed": 3, "clips": 5, "mix": synth.RECIPES[recipe].mix, "single": 0.1,
+            "tasks": synth.RECIPES[recipe].tasks, "corpus": [str(corpus)], "split": split,
+            "sentences": None,
             "first": 0, "last": count,
         }  # fmt: skip
         name = {"train": "train", "test": "bench"}[split]
@@ -264,16 +306,23 @@ def prompts_of(items) -> Counter:
 # All is well.
 
 
-def test_every_prompt_yields_items(written, model):
-    items, outcomes, _ = written(160)
-    assert set(synth.ASKS) == set(prompts_of(items))
-    assert outcomes.keys() == synth.PROMPTS.keys()
-    for name, counts in outcomes.items():
-        assert counts["accepted"] == counts.total() > 0, (name, counts)
-    for item in items:
-        assert score(item["gold"], item["answer"]) == 1
-        by_model = prompts_of([item]) or "After listening" in item["answer"]
-        assert item["meta"].get("model") == ("m" if by_model else None)
+CHECKS = {"infer", "guess", "alone"}  # on a scene, and counted under it
+
+
+def test_every_prompt_yields_items(written, model, tmp_path):
+    prompts, counted = set(), set()
+    for recipe, count in (("polyaudio", 160), ("mallm", 30), ("jasco", 20)):
+        items, outcomes, _ = written(count, out=tmp_path / recipe, recipe=recipe)
+        assert len(items) == count
+        prompts |= set(prompts_of(items))
+        counted |= outcomes.keys()
+        for name, counts in outcomes.items():
+            assert counts["accepted"] == counts.total() > 0, (name, counts)
+        for item in items:
+            assert score(item["gold"], item["answer"]) == 1
+            by_model = prompts_of([item]) or "After listening" in item["answer"]
+            assert item["meta"].get("model") == ("m" if by_model else None)
+    assert prompts == set(synth.ASKS) and counted == synth.PROMPTS.keys() - CHECKS
     assert {f"Bearer {KEY}"} == model.keys
 
 
@@ -516,6 +565,24 @@ LIES = [
     ("music", "leak", put("question", ["Which piece plays at 120 or more?"])),
     ("music", "question", put("question", ["Which piece is faster, and which is in minor?"])),
     ("music", "music", put("answer", ["Audio 1 is banjo music in minor and audio 2 is guitar."])),
+    ("edit", "edit", lambda reply, data: reply.update(sentence=data["sentence"])),
+    ("edit", "edit", lambda reply, data: reply.update(sentence=f"{data['sentence']} a b c d e")),
+    ("edit", "script", put("sentence", "это слова на другом языке")),
+    ("edit", "JSON", put("sentence", 3)),
+    ("edit", "difference", put("difference", "The second one is not the first one.")),
+    ("edit", "difference", put("difference", None)),
+    ("edit", "reference", put("difference", "Audio 3 is the one that differs.")),
+    ("edit", "length", put("difference", "word " * 26)),
+    ("scene", "keywords", put("sentence", "hold the polish a bit higher")),
+    ("scene", "keywords", put("by_sound", "they are polishing a car")),
+    ("scene", "keywords", put("by_speech", "they polish a car")),
+    ("scene", "keywords", put("doing", "they are at work in there")),
+    ("scene", "keywords", put("keywords", [])),
+    ("scene", "keywords", put("keywords", ["they are"])),
+    ("scene", "length", put("sentence", "hold it")),
+    ("scene", "length", put("doing", "polishing " * 13)),
+    ("scene", "script", put("sentence", "the wool is very thick this year")),
+    ("scene", "reference", put("doing", "they are polishing audio 2")),
     ("music", "numbers", put("answer", ["Audio 1 has 2222 beats and audio 2 has 3333 of them."])),
 ]  # fmt: skip
 
@@ -671,6 +738,128 @@ def test_a_pair_is_looked_up(name, question, answer, kind):
 
 
 # ------------------------------------------------------------------------------------------------
+# Pairs of sentences, and scenes.
+
+RED, BALL = "the red dog finds a ball", "the dog finds a ball"
+SAME = "They have the same words in another order."
+EDITED = [
+    ("add", BALL, RED, "Audio 2 says red.", None),
+    ("add", BALL, "the red dog finds a red ball", "Audio 2 says red.", None),
+    ("add", BALL, RED, "Audio 1 says red.", "difference"),
+    ("add", BALL, RED, "Only one of them says red.", "difference"),
+    ("add", BALL, RED, "Audio 2 says it, and audio 1 has no red.", "difference"),
+    ("add", BALL, "the very big red dog finds a ball", "Audio 2 says very big red.", "edit"),
+    ("add", BALL, "the red cat finds a ball", "Audio 2 says red and cat.", "edit"),
+    ("add", BALL, "the dog it finds a ball", "Audio 2 says it.", "edit"),
+    ("add", RED, BALL, "Audio 1 says red.", "edit"),
+    ("delete", RED, BALL, "Audio 1 says red, which is left out in audio 2.", None),
+    ("delete", RED, BALL, "Audio 1 has a word, audio 2 lacks red.", "difference"),
+    ("delete", RED, "dog finds ball", "Audio 1 says the red and a.", "edit"),
+    ("delete", RED, "the ball finds a dog", "Audio 1 says red.", "edit"),
+    ("modify", RED, "the red cat finds a key", "Audio 1: dog, ball; audio 2: cat, key.", None),
+    ("modify", RED, "the red cat finds a key", "Audio 1: dog; audio 2: cat, key.", "difference"),
+    ("modify", RED, "the red cat finds a key", "Audio 1: cat, key; audio 2: dog, ball.",
+     "difference"),
+    ("modify", RED, "our blue cat loses one key", "Audio 1 differs from audio 2.", "edit"),
+    ("modify", BALL, RED, "Audio 2 says red.", "edit"),
+    ("restructure", RED, "a dog finds the red ball", SAME, None),
+    ("restructure", RED, "a dog finds the red ball", "Audio 2 has a red ball.", "difference"),
+    ("restructure", RED, "a dog finds the blue ball", SAME, "edit"),
+    ("restructure", RED, "ball a finds dog red the", SAME, "edit"),
+    ("restructure", RED, RED.upper(), SAME, "edit"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit,old,new,told,kind", EDITED)
+def test_an_edit_is_what_was_asked_for(edit, old, new, told, kind):
+    brief = Brief({"sentence": old, "edit": edit}, known={"edit": edit, "taken": set()})
+    found = synth.faults_edit(brief, {"sentence": new, "difference": told})
+    complaint = next(filter(None, found), None)
+    assert (complaint and complaint.partition(":")[0]) == kind, complaint
+
+
+def test_pairs_of_sentences_differ_as_they_say(written):
+    items, *_ = written(60, recipe="mallm")
+    pairs = [item for item in items if prompts_of([item])["edit"]]
+    assert {item["meta"]["about"]["edit"] for item in pairs} == set(synth.EDITS)
+    assert not [item for item in items if item["meta"]["kind"] == "speech_pair"]
+    for item in pairs:
+        old, new = (Counter(words(script["text"])) for script in item["meta"]["made"])
+        slots = [slot[0] for slot in item["gold"]["value"]["slots"]]
+        if item["meta"]["about"]["edit"] == "restructure":
+            assert old == new and slots == ["same words", "another order"]
+        else:
+            assert set(slots) == {*(old - new), *(new - old)}
+        assert len({script["speaker"] for script in item["meta"]["made"]}) == 1
+        says = [e["says"].strip('"') for e in item["meta"]["evidence"]]
+        assert says == [script["text"] for script in item["meta"]["made"]]
+
+
+def test_no_such_edit_is_no_item(written, model):
+    """It is not asked for again, and rules do not write it instead."""
+    model.say = lambda name, *_: {"sentence": None, "difference": None}
+    items, outcomes, writer = written(60, recipe="mallm")
+    lost = outcomes["edit"]
+    assert set(lost) == {"impossible"} and lost.total() == writer.new["replies"]
+    assert len(items) == 60 - lost.total() < 60
+    assert "speech_pair" not in {item["task"] for item in items}
+
+
+def test_scenes_are_of_the_table_and_new(written, model):
+    items, outcomes, _ = written(24, recipe="jasco")
+    kinds = Counter(item["meta"]["kind"] for item in items)
+    assert kinds.keys() == {"scene_heard", "llm-scene"} and min(kinds.values()) > 5
+    assert outcomes["scene"] == {"accepted": 24}
+    asked = Counter(body["response_format"]["json_schema"]["name"] for body in model.asked)
+    new = kinds["llm-scene"]
+    assert asked == {"scene": new, "infer": 24, "guess": 48, "alone": 48}
+    for item in items:
+        ways, about = item["gold"]["value"]["slots"][0], item["meta"]["about"]
+        for wrong in (about["by_sound"], about["by_speech"], about["sound"]):
+            assert score(item["gold"], wrong) == 0, ways
+
+
+UNSOUND = {
+    "infer": lambda name, data: name == "infer",
+    "guess": lambda name, data: name == "guess" and data["question"] == synth.QUESTIONS[1],
+    "alone": lambda name, data: name == "alone" and "sound" in data,
+    "alone too": lambda name, data: name == "alone" and "sentence" in data,
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_a_scene_that_fails_a_check_is_dropped(case, written, model, tmp_path):
+    """Those of the table as well. Who fails is not asked for a better answer."""
+
+    def say(name, data, body):
+        if not UNSOUND[case](name, data):
+            return GOOD[name](data)
+        if name == "infer":
+            return {"answer": "no"}
+        return {"doing": "They sing." if name == "guess" else say_all(data)}
+
+    def say_all(data):
+        sentences = {scene.sentence: scene.doing for scene in synth.SCENES}
+        return sentences.get(data.get("sentence"), "they are polishing it")
+
+    model.say = say
+    items, outcomes, _ = written(24, recipe="jasco")
+    lost, reason = outcomes["scene"], case.partition(" ")[0]
+    new = [item for item in items if prompts_of([item])]
+    assert not new and set(lost) <= {reason, "accepted"}
+    assert lost["accepted"] == len(items) == 24 - lost[reason]
+    assert items == [] or case == "alone"  # there only the new scenes are told
+    assert all(len(body["messages"]) == 2 for body in model.asked)
+    assert len(list((tmp_path / "out" / "clips").glob("*"))) == len(items)
+
+
+def test_a_check_without_an_answer_drops_the_scene(written, model):
+    model.say = lambda name, data, body: "Well." if name == "guess" else GOOD[name](data)
+    items, outcomes, _ = written(6, recipe="jasco")
+    assert items == [] and outcomes["scene"] == {"guess, JSON": 6}
+
+
+# ------------------------------------------------------------------------------------------------
 # Answers of rules, in the model's words.
 
 
@@ -730,9 +919,11 @@ def test_the_counts_add_up(written, model):
 
     model.say = say
     items, outcomes, _ = written(80)
-    written_by_model = {name: outcomes[name]["accepted"] for name in synth.ASKS}
-    assert {name: prompts_of(items)[name] for name in synth.ASKS} == written_by_model
-    dropped = sum(outcomes[name].total() - outcomes[name]["accepted"] for name in synth.ASKS)
+    writing = [name for name in outcomes if name in synth.ASKS]
+    assert len(writing) == 8
+    for name in writing:
+        assert prompts_of(items)[name] == outcomes[name]["accepted"]
+    dropped = sum(outcomes[name].total() - outcomes[name]["accepted"] for name in writing)
     assert len(items) == 80 - dropped < 75
     rephrased = [item for item in items if "After listening" in item["answer"]]
     assert outcomes["rephrase"]["accepted"] == len(rephrased)
