@@ -1798,6 +1798,11 @@ CORPUS_KNOWN = {
     "words": INTERVALS, "phones": INTERVALS,
     "voice": {"f0": float, "tract": float, "rate": float, "breath": float},
 }  # fmt: skip
+WITHIN = {  # what is known of a music or a quality, by the name of both
+    **{f"music.{name}": str for name in ("key", "mode", "instrument", "dynamics", "language")},
+    **{f"music.{name}": float for name in ("tempo", "energy", "valence", "danceability")},
+    "quality.label": str, "quality.strength": float, "quality.unit": str,
+}  # fmt: skip
 GOLDS = {  # the shape of a gold's value, by its type
     "choice": str, "yesno": {"yes", "no", "nei"}, "clip": [int], "order": [int], "count": int,
     "span": {"on": float, "off": float}, "keywords": [str],
@@ -1917,6 +1922,11 @@ def read_array(path, file):
 
 def as_corpus(row: dict, root) -> dict:
     check_fields(row, CORPUS, CORPUS_KNOWN)
+    parts = ("music", "quality")
+    inner = {f"{part}.{k}": v for part in parts for k, v in row.get(part, {}).items()}
+    check_fields(inner, {}, WITHIN)
+    halves = re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False))
+    expect(not halves, "row", "whole characters", "half of one")
     expect(row["duration"] > 0, "duration", "more than 0 s", row["duration"])
     for field in ("events", "words", "phones"):
         for what, on, off in row.get(field, ()):

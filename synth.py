@@ -421,8 +421,8 @@ def scene(dice, labels, n) -> tuple[np.ndarray, list]:
 # ------------------------------------------------------------------------------------------------
 # Captions: what is in the events, as a sentence and as a list.
 
-NUMBERS = "zero one two three four five six seven eight nine ten".split()
-TIMES = ("", "", " twice", *(f" {number} times" for number in NUMBERS[3:]))
+DIGIT_WORDS = "zero one two three four five six seven eight nine ten".split()
+TIMES = ("", "", " twice", *(f" {number} times" for number in DIGIT_WORDS[3:]))
 
 
 def describe(events) -> list[str]:
@@ -434,7 +434,7 @@ def describe(events) -> list[str]:
         joint = "" if not story else " while " if spans[0][0] < ended else ", then "
         story += joint + EVENTS[label].phrase + TIMES[times]
         ended = max(ended, spans[-1][1])
-    listed = [f"{NUMBERS[n]} {label}s" if n > 1 else label for label, n in counts.items()]
+    listed = [f"{DIGIT_WORDS[n]} {label}s" if n > 1 else label for label, n in counts.items()]
     return [story, " and ".join(listed)]
 
 
@@ -557,7 +557,7 @@ def pronounce(word) -> list[str]:
 
 def spoken_words(text) -> list[str]:
     """Words in small letters; digits one by one, by their names."""
-    text = re.sub(r"\d", lambda digit: f" {NUMBERS[int(digit.group())]} ", text.lower())
+    text = re.sub(r"\d", lambda digit: f" {DIGIT_WORDS[int(digit.group())]} ", text.lower())
     words = re.findall(r"[a-z]+", text.replace("'", ""))
     expect(words, "speech: text", "words in Latin letters", f"{text!r:.60}")
     return words
@@ -1273,11 +1273,15 @@ def open_world(out, settings):
             raise BadInput(f"{out}: {both}")
 
 
+def world_settings(count, seed, engine) -> dict:
+    voices = {"voice": engine.kind, "model": engine.model, "voices": engine.voices}
+    return {"clips": count, "seed": seed, **voices}
+
+
 def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     """Write the world, or what is missing of it; returns what a speech service did not deliver."""
     out = Path(out)
-    voices = {"voice": engine.kind, "model": engine.model, "voices": engine.voices}
-    open_world(out, {"clips": count, "seed": seed, **voices})
+    open_world(out, world_settings(count, seed, engine))
     unpack_rows(out)
     shards = range(-(-count // SHARD))
     todo = [shard for shard in shards if not is_written(out, count, shard)]
@@ -1429,11 +1433,6 @@ def lone_sound(row):
     return found[0] if kind_of(row) == "sound" and len(found) == 1 else None
 
 
-def class_of(row):
-    label = lone_sound(row)
-    return EVENTS[label].group if label in EVENTS and EVENTS[label].group != "other" else None
-
-
 def speed_of(row):
     """slow, medium or fast; a tempo near the border has none."""
     tempo = row.get("music", {}).get("tempo", 0)
@@ -1448,7 +1447,6 @@ def music_field(name):
 # What a clip is one of, so that clips are alike in it or not: (how to find it, noun, plural)
 CATEGORIES = {
     "sound": (lone_sound, "sound", "sounds"),
-    "class": (class_of, "kind of sound", "kinds of sound"),
     "instrument": (music_field("instrument"), "instrument", "instruments"),
     "mode": (music_field("mode"), "musical mode", "musical modes"),
     "speed": (speed_of, "musical speed", "musical speeds"),
@@ -1460,7 +1458,7 @@ CATEGORIES = {
 
 
 def number_word(n) -> str:
-    return NUMBERS[n] if n < len(NUMBERS) else str(n)
+    return DIGIT_WORDS[n] if n < len(DIGIT_WORDS) else str(n)
 
 
 def count_of(row, label):
@@ -1495,7 +1493,9 @@ def speaking_rate(row):
 
 def noise_level(row):
     quality = row.get("quality", {})
-    return quality["strength"] if quality.get("label") == "noise" and "transcript" in row else None
+    return (
+        quality.get("strength") if quality.get("label") == "noise" and "transcript" in row else None
+    )
 
 
 # What clips have more or less of: the value (of a row, or of a row and a label), how far two must
@@ -1511,8 +1511,8 @@ SCALES = {
                    IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
     "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1, None,
-                    WHICH + " [has|holds] the most [different sounds|kinds of sounds]?",
-                    WHICH + " [has|holds] the fewest [different sounds|kinds of sounds]?"),
+                    WHICH + " [has|holds|contains] the most different sounds?",
+                    WHICH + " [has|holds|contains] the fewest different sounds?"),
     "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, _: f"{5 * round(value / 5)} bpm",
                    WHICH + " has the [fastest music|fastest tempo|quickest music]?",
                    WHICH + " has the [slowest music|slowest tempo]?"),
@@ -1529,7 +1529,7 @@ SCALES = {
                    lambda value, _: f"{5 * round(value / 5)} hz",
                    WHICH + " has the [highest voice|voice with the highest pitch]?",
                    WHICH + " has the [deepest voice|voice with the lowest pitch]?"),
-    "words": Scale(words_said, 1, 1, lambda value, _: f"{NUMBERS[value]} words",
+    "words": Scale(words_said, 1, 1, lambda value, _: f"{DIGIT_WORDS[value]} words",
                    IN + " [are the most words said|do you hear the most words]?",
                    IN + " [are the fewest words said|do you hear the fewest words]?"),
     "rate": Scale(speaking_rate, 1.25, 0, "{0:.1f} words a second".format,
@@ -1538,7 +1538,7 @@ SCALES = {
     "length": Scale(lambda row: row["duration"], 1.15, 0.4, "{0:.1f} s".format,
                     WHICH + " [is the longest|lasts longest]?",
                     WHICH + " [is the shortest|lasts shortest]?"),
-    "noise": Scale(noise_level, 1, 4, "noise at {0:.0f} db".format,
+    "noise": Scale(noise_level, 1, 4, "voice {0:.0f} db above the noise".format,
                    WHICH + " has the [least noise|weakest noise] behind the [voice|speech]?",
                    WHICH + " has the [most noise|strongest noise] behind the [voice|speech]?"),
     "rating": Scale(lambda row: row.get("quality", {}).get("overall_quality"), 1, 1,
@@ -1604,14 +1604,12 @@ TOPICS = {  # what a sentence is about, as one asks for it
 BRIDGES = {
     ("by", "colour", "place"): "the {first} animal is at the {second}",
     ("by", "place", "colour"): "the animal at the {first} is {second}",
-    ("by", "age", "wish"): "the person who is {first} [wants|would like] the {second}",
     ("by", "age", "place"): "the person who is {first} is at the {second}",
     ("by", "mood", "place"): "the {first} person is at the {second}",
-    ("by", "mood", "pet"): "the {first} person has a {second}",
     ("by", "wish", "age"): "the person who wants the {first} is {second}",
     ("by", "wish", "place"): "the person who wants the {first} is at the {second}",
-    ("by", "pet", "wish"): "the person who has a {first} [wants|would like] the {second}",
-    ("by", "pet", "mood"): "the person who has a {first} is {second}",
+    ("by", "pet", "age"): "the person who has a {first} is {second}",
+    ("by", "pet", "place"): "the person who has a {first} is at the {second}",
     ("of", "place", "weather"): "it is {second} where the {first} is",
     ("of", "pet", "colour"): "the animal of the {first} is {second}",
     ("of", "pet", "place"): "the animal of the {first} is at the {second}",
@@ -1661,6 +1659,10 @@ LABEL_CLIPS = 6  # with fewer of a kind, an item would be the same few clips aga
 BEYOND = 3  # clips of a corpus, at least, have more than one that may win a comparison
 
 
+def identity(row) -> tuple:
+    return row["corpus"], row["id"]
+
+
 class Shelf:
     def __init__(self, out=".", engine=FORMANT, sentences=()):
         self.out, self.engine, self.sentences = Path(out), engine, sentences
@@ -1695,7 +1697,7 @@ class Shelf:
             self.groups["order", row["order"]["group"]].append((row["order"]["index"], number))
         if "dialogue" in row:
             self.groups["turn", row["dialogue"]["id"]].append((row["dialogue"]["turn"], number))
-        if "voice" in row:
+        if "voice" in row and "speaker" in row:
             self.pitches[row["speaker"]] = row["voice"]["f0"]
 
     def close(self):
@@ -1724,14 +1726,14 @@ class Shelf:
 
     def draw(self, dice, key, count=1, fits=lambda row: True, without=()) -> list[dict]:
         """So many different clips of a key's, or Miss."""
-        numbers, taken, found = self.index.get(key, ()), {row["id"] for row in without}, []
+        numbers, taken, found = self.index.get(key, ()), set(map(identity, without)), []
         need(len(numbers) >= count)
         for _ in range(20 * count):
             if len(found) == count:
                 return found
             row = self.row(numbers[dice.rng.integers(len(numbers))])
-            if row["id"] not in taken and fits(row):
-                taken.add(row["id"])
+            if identity(row) not in taken and fits(row):
+                taken.add(identity(row))
                 found.append(row)
         need(len(found) == count)
         return found
@@ -1793,7 +1795,7 @@ def lasting(events, least=0.3) -> list[str]:
 Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=({},))
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
 # what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
-YESNO = ("yes", "no")
+YES_NO = ("yes", "no")
 
 
 def chosen(options, fate):
@@ -1818,12 +1820,12 @@ def clip_gold(*indices) -> dict:
     return {"type": "clip", "value": indices[0] if len(indices) == 1 else sorted(indices)}
 
 
-def yesno_gold(value, choices=YESNO) -> dict:
+def yesno_gold(value, choices=YES_NO) -> dict:
     return {"type": "yesno", "value": value, "choices": list(choices)}
 
 
 def place_of(rows, row) -> int:
-    return next(i for i, other in enumerate(rows, 1) if other["id"] == row["id"])
+    return next(i for i, other in enumerate(rows, 1) if identity(other) == identity(row))
 
 
 # --- comparison & difference
@@ -1885,7 +1887,7 @@ def difference(shelf, dice, n, fate) -> Draft:
     a, b = sorted(place_of(rows, row) for row in pair)
     own = {i: features(rows[i - 1]) for i in (a, b)}
     alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
-    verdict = " and ".join(f"{audio(i)} has {listed(alone[i])}" for i in (a, b) if alone[i])
+    verdict = "; ".join(f"{audio(i)}: {listed(alone[i])}" for i in (a, b) if alone[i])
     facts = [own[i][feature] for i in (a, b) for feature in alone[i]]
     names = [named[0] for named in facts]
     need(1 <= len(set(names)) == len(facts) <= 6)  # a word, and a mood of that name, are one slot
@@ -1957,10 +1959,9 @@ def categories_told(category, rows) -> dict:
     """What each clip is of a category. Voices have no names: they are A, B, ... as they come."""
     values = [CATEGORIES[category][0](row) for row in rows]
     if category == "voice":
-        letters = {speaker: chr(65 + i) for i, speaker in enumerate(dict.fromkeys(values))}
-        values = [f"voice {letters[speaker]}" for speaker in values]
-    if category == "class":
-        values = [f"{lone_sound(row)}, {value}" for row, value in zip(rows, values)]
+        heard = list(dict.fromkeys(values))
+        names = [chr(65 + i) if len(heard) <= 26 else str(i + 1) for i in range(len(heard))]
+        values = [f"voice {names[heard.index(speaker)]}" for speaker in values]
     return dict(enumerate(values, 1))
 
 
@@ -1991,7 +1992,7 @@ def quality_most(shelf, dice, n, fate) -> Draft:
 
 def same_speaker(shelf, dice, n, fate) -> Draft:
     """Of two clips, and the rest are there to mislead: now and then they are one of the two."""
-    verdict = chosen(YESNO, fate[0])
+    verdict = chosen(YES_NO, fate[0])
     first, *others = close_voices(shelf, dice, 4)
     pair = shelf.draw(dice, ("category", "voice", first), 2)
     if verdict == "no":
@@ -2047,7 +2048,7 @@ def count_speakers(shelf, dice, n, fate) -> Draft:
 
 def heard_again(shelf, dice, n, fate) -> Draft:
     """Who said this: is the speaker of one sentence heard in another clip?"""
-    verdict = chosen(YESNO, fate[0])
+    verdict = chosen(YES_NO, fate[0])
     first, *others = close_voices(shelf, dice, min(n + 1, 4), least=2)
     rows = shelf.draw(dice, ("category", "voice", first), 1 + (verdict == "yes"))
     asked = rows[0]
@@ -2064,7 +2065,8 @@ def heard_again(shelf, dice, n, fate) -> Draft:
 
 
 def keyword(shelf, dice, n, fate) -> Draft:
-    """The words that all clips share; each has others that it shares with clips elsewhere."""
+    """The one word that all clips share, but for those that carry no meaning; each has others that
+    it shares with clips elsewhere."""
     word = pick(dice, shelf.values("word", least=max(LABEL_CLIPS, n)))
     rows = shelf.draw(dice, ("word", word))
     also = [w for w in said_in(rows[0]) if w != word]
@@ -2073,7 +2075,7 @@ def keyword(shelf, dice, n, fate) -> Draft:
         rows += shelf.draw(dice, more, 1, lambda row: word in said_in(row), rows)
     rows += shelf.draw(dice, ("word", word), n - len(rows), without=rows)
     shared = set.intersection(*(set(said_in(row)) for row in rows))
-    need(len(shared) <= 2)
+    need(len(shared) == 1)
     for row in rows:
         need(any(len(shelf.index["word", w]) > n for w in said_in(row) if w not in shared))
     rows = shuffled(dice, rows)
@@ -2117,7 +2119,8 @@ def bridge(shelf, dice, n, fate) -> Draft:
         """It neither says who the claim is about, nor what is so of them."""
         relation, whom, what = fact_of(row)
         tells_who = relation == r1 and (what if kind == "by" else whom) == known
-        return not tells_who and not (relation == r2 and whom == middle)
+        about_them = relation in (r1, r2) and whom == middle  # and might contradict it
+        return not tells_who and not about_them
 
     for i in range(n - 2):
         key = (
@@ -2140,36 +2143,46 @@ def facts_of(shelf, key) -> list:
 
 def exactly(shelf, dice, n, fate) -> Draft:
     """A claim about in how many of the clips something occurs."""
-    verdict, wanted = chosen(YESNO, fate[0]), 1 + int(fate[2] * (n - 1))
+    verdict, wanted = chosen(YES_NO, fate[0]), 1 + int(fate[2] * (n - 1))
     there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
-    thing, rows, says = with_and_without(shelf, dice, n, there)
+    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
     about = {"thing": thing, "number": number_word(wanted)}
     return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
 
 
-def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict]:
-    """A word or a sound, `there` clips that have it and the rest that have not."""
+def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
+    """A word or a sound; clips, `there` of them with it and the rest without; what is heard in
+    each; and those with it."""
     choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
     kind = pick(dice, [kind for kind, values in choices.items() if values] or [None])
     need(kind)
     thing = pick(dice, choices[kind])
-    rows = shelf.draw(dice, (kind, thing), there)
+    those = shelf.draw(dice, (kind, thing), there)
+    rows = list(those)
     for _ in range(n - there):
         rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
     rows = shuffled(dice, rows)
     tell = quote if kind == "word" else lambda row: listed(sounds_of(row))
     said = f'the word "{thing}"' if kind == "word" else f"the sound of {thing}"
-    return said, rows, {i: tell(row) for i, row in enumerate(rows, 1)}
+    return said, rows, {i: tell(row) for i, row in enumerate(rows, 1)}, those
 
 
 def lacking(kind, thing):
     return lambda row: unsaid(row, thing) if kind == "word" else lacks(row, thing)
 
 
+WEAK = ("audioset", "vggsound")
+
+
 def lacks(row, label) -> bool:
-    """It has labels, and none that is or may be this one."""
+    """It has labels, and none that is or may be this one. Where labels only name what somebody was
+    looking for, they say nothing of the rest."""
     found = sounds_of(row)
-    return bool(found) and not any(label == other or akin(label, other) for other in found)
+    return (
+        bool(found)
+        and row["corpus"] not in WEAK
+        and not any(label == other or akin(label, other) for other in found)
+    )
 
 
 def unsaid(row, word) -> bool:
@@ -2183,7 +2196,7 @@ def listed(labels) -> str:
 
 def agree(shelf, dice, n, fate) -> Draft:
     """Do all clips say the same of one thing?"""
-    answer = chosen(YESNO, fate[0])
+    answer = chosen(YES_NO, fate[0])
     told = answer, yesno_gold(answer)
     return factual(shelf, dice, n, "agree", int(answer == "no"), lambda rows, odd: told)
 
@@ -2224,7 +2237,7 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
 def same_words(shelf, dice, n, fate) -> Draft:
     """The same for corpora whose sentences come more than once, whatever they say. Who says
     something else says some of the same words, if anybody does."""
-    verdict = chosen(YESNO, fate[0])
+    verdict = chosen(YES_NO, fate[0])
     texts = shelf.values("text", least=n)
     need(texts)
     text = pick(dice, texts)
@@ -2265,16 +2278,13 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
 
 
 def needle_word(shelf, dice, n, fate) -> Draft:
-    thing, rows, says = with_and_without(shelf, dice, n, 1)
-    quoted = re.search('"(.*)"', thing)
-    label = quoted[1] if quoted else thing.removeprefix("the sound of ")
-    has = (lambda row: label in said_in(row)) if quoted else (lambda row: label in sounds_of(row))
-    place = next(i for i, row in enumerate(rows, 1) if has(row))
+    thing, rows, says, those = with_and_without(shelf, dice, n, 1)
+    place = place_of(rows, those[0])
     return Draft("needle, heard", {"thing": thing}, rows, says, audio(place), clip_gold(place))
 
 
 def all_same(shelf, dice, n, fate) -> Draft:
-    verdict = chosen(YESNO, fate[0])
+    verdict = chosen(YES_NO, fate[0])
     category = chosen(alike(shelf, n), fate[1])
     value, strange = neighbours(shelf, dice, category, n)
     rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
@@ -2325,7 +2335,9 @@ def chronology(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, told)
     order = [place_of(rows, row) for row in told]
     says = {i: heard(row) for i, row in enumerate(rows, 1)}
-    need(all(says.values()))
+    need(
+        all(says.values()) and len(set(says.values())) == n
+    )  # who says the same could change places
     gold = {"type": "order", "value": order}
     form = "turns" if "dialogue" in told[0] else "order"
     return Draft(form, {}, rows, says, ", ".join(map(audio, order)), gold)
@@ -2391,7 +2403,7 @@ def most_times(shelf, label, n) -> int:
 
 def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
-    thing, rows, says = with_and_without(shelf, dice, n, there)
+    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
     gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
     return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
 
@@ -2421,7 +2433,8 @@ def caption(row) -> tuple[str, list]:
         return text, facts
     captions = [c for c in row.get("captions", ()) if content(c)]
     if "music" in row and "instrument" in row["music"]:
-        facts = [row["music"]["instrument"], row["music"]["mode"], speed_of(row)]
+        need(captions)
+        facts = [row["music"]["instrument"], row["music"].get("mode"), speed_of(row)]
         return captions[0], [[fact] for fact in facts if fact not in (None, "medium")]
     if captions and all(label in EVENTS for label in sounds_of(row)) and sounds_of(row):
         return captions[0], [ways(label) for label in sounds_of(row)]
@@ -2555,14 +2568,17 @@ def locate(shelf, dice, n, fate) -> Draft:
 def choose_category(shelf, dice, categories, fate) -> Draft:
     """One of the values that clips have of a category, or of a recording's quality."""
     usable = [c for c in categories if len(shelf.values("category", c, least=3)) > 1]
-    usable += ["quality"] if len(shelf.values("quality", least=3)) > 1 else []
+    faults = [v for v in shelf.values("quality", least=3) if v not in ("clean", "background")]
+    usable += ["quality"] if len(faults) > 1 else []
     category = chosen([c for c in usable if c in categories], fate[1])
-    key = ("quality",) if category == "quality" else ("category", category)
-    value = chosen(shelf.values(*key, least=3), fate[0])
+    fault = category == "quality"
+    key = ("quality",) if fault else ("category", category)
+    values = faults if fault else shelf.values(*key, least=3)
+    value = chosen(values, fate[0])
     row = shelf.draw(dice, (*key, value))[0]
-    others = [other for other in shelf.values(*key, least=3) if other != value]
+    others = [other for other in values if other != value]
     choices = shuffled(dice, [value, *shuffled(dice, others)[:3]])
-    noun = "fault of the recording" if category == "quality" else CATEGORIES[category][1]
+    noun = "fault of the recording" if fault else CATEGORIES[category][1]
     about = {"noun": noun, "choices": f"{', '.join(choices[:-1])} or {choices[-1]}"}
     gold = {"type": "choice", "value": value, "choices": choices}
     return Draft("which value", about, [row], {1: value}, value, gold, {"choices": choices})
@@ -2666,7 +2682,7 @@ EDITS = {  # and what a language model is told of each
     "restructure": "use exactly the same words in another order; move at most four of them",
 }
 LATER = "today again now there too".split()
-TAIL = re.compile(r"(.+) ((?:at|in|on|with|to|from|after|before|under|near) .+)")
+TRAILING = re.compile(r"(.+) ((?:at|in|on|with|from|after|before|under|near) .+)")
 IS = re.compile(r"(.+) is (\w+)")
 
 
@@ -2696,7 +2712,7 @@ def swap_word(dice, text):
 
 def turn_round(text) -> str:
     """The same words in another order that is English too."""
-    if match := TAIL.fullmatch(text):
+    if match := TRAILING.fullmatch(text):
         return f"{match[2]} {match[1]}"
     match = IS.fullmatch(text)
     need(match)
@@ -2955,7 +2971,7 @@ FORMS = {
     "kinds": "How many different {plural} [are there|are heard|do you hear] " + ACROSS + "?",
     "heard again": "One clip says {quote}. Is [its speaker|the same voice|its voice] heard in"
     " [another clip|any other clip|another recording]?",
-    "keyword": "[Which|What] [word|keyword] do " + ALL + " [share|have in common]?",
+    "keyword": "[Which|What] keyword do " + ALL + " [share|have in common]?",
     "entailment": "[Is it true that|Do the clips tell that|Does it follow that] {claim}?"
     " [Answer|Say] yes, no or not enough information.",
     "exactly": "[Is it true that|Is it right that] {thing} is heard in exactly {number} of the"
@@ -2993,7 +3009,7 @@ FORMS = {
     "locate": "[When|From when to when|At what time] [is {thing} heard|do you hear {thing}"
     "|can you hear {thing}]?",
     "which value": "[What|Which] is the {noun} [here|in this clip|in this one]: {choices}?",
-    "speech pair": "[What is said in one clip and not in the other|How do the words of the two"
+    "speech pair": "[How do the words of the two"
     " clips differ|What is the difference between the words of the two clips|What differs in the"
     " speech of the two recordings|What is the difference in what is said]?",
     "sound pair": "[How do the two clips differ|What is the difference between the two clips|What"
@@ -3042,7 +3058,7 @@ def plan_tasks(shelf, split, tasks, max_clips) -> dict:
 
 def comes_out(shelf, split, kind, n) -> bool:
     for number, verdict in enumerate((0.01, 0.35, 0.65, 0.99)):
-        dice = Dice(split, 4, n, number)
+        dice = Dice(split, 0, 5, n, number)
         for _ in range(TRIES):
             try:
                 kind(shelf, dice, n, (verdict, dice.rng.random(), dice.rng.random()))
@@ -3077,7 +3093,7 @@ def make_item(shelf, plan, settings, i) -> dict | None:
     """Item i, or None where no attempt at it came out."""
     split, seed = settings["split"], settings["seed"]
     task = task_of(i, plan, settings["mix"], settings["single"])
-    dice = Dice(split, seed, 2, i)
+    dice = Dice(split, seed, 2 + SPLITS.index(split), i)
     for _ in range(REDRAWN):
         n = chosen(sorted(plan[task]), dice.rng.random())
         kind, fate = chosen(plan[task][n], dice.rng.random()), dice.rng.random(3).tolist()
@@ -3114,7 +3130,8 @@ def write_item(draft, dice, task, id) -> dict:
     if n > 1 and draft.form != "describe each":
         evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
         answer = f"{evidence}. {filled(phrase(dice, FORMS['answer']), {'verdict': answer})}"
-    need("<sound-" not in question)  # a transcript may say anything
+    said = " ".join([question, answer, *draft.says.values()])
+    need("<sound-" not in said)  # a transcript may say anything
     more = {key: value for key, value in draft.more.items() if key != "choices"}
     return {
         "id": id,
@@ -4448,7 +4465,7 @@ class Writer:
         shelf, plan, settings = KEPT
         split, seed = settings["split"], settings["seed"]
         task = task_of(i, plan, settings["mix"], settings["single"])
-        dice = Dice(split, seed, 2, i)
+        dice = Dice(split, seed, 2 + SPLITS.index(split), i)
         n = chosen(sorted(plan[task]), dice.rng.random())
         asked = int(np.random.default_rng([seed, 5, i]).integers(1 << 31))
         if names := self.prompts.get((task, n)):
@@ -4580,15 +4597,26 @@ def open_shelf(settings, out) -> tuple[Shelf, Counter]:
                 taken.update(held_by(row))
     for path in settings["corpus"]:
         folder = os.path.relpath(Path(path).parent, out)
-        for row in read_corpus(path, lambda mistake: lost.update([f"unreadable rows of {path}"])):
+        for row in read_corpus(path, partial(refuse_row, lost, f"unreadable rows of {path}")):
             if row["split"] != split:
                 continue
             if taken.isdisjoint(held_by(row)):
-                shelf.add({**row, "path": os.path.normpath(os.path.join(folder, row["path"]))})
+                row["path"] = os.path.normpath(os.path.join(folder, row["path"]))
+                row.pop("wave", None)  # that is what a clip of our own making has
+                shelf.add(qualified(row))
             else:
                 lost[f"{split} clips whose voice, script or sound is held out"] += 1
     shelf.close()
     return shelf, lost
+
+
+SHOWN = 5  # of each kind of mistake; the rest is counted
+
+
+def refuse_row(lost, reason, mistake):
+    lost[reason] += 1
+    if lost[reason] <= SHOWN:
+        warn(str(mistake))
 
 
 SAYABLE = re.compile("[a-z][a-z']{0,19}").fullmatch
@@ -4609,45 +4637,64 @@ def read_sentences(path, split) -> list[str]:
     return found
 
 
+def qualified(row) -> dict:
+    """Names that two corpora may both use, for different people and stories, with the corpus's."""
+    own, row = namespace(row), dict(row)
+    if "speaker" in row:
+        row["speaker"] = f"{own}: {row['speaker']}"
+    for field, name in (("order", "group"), ("dialogue", "id")):
+        if field in row:
+            row[field] = {**row[field], name: f"{own}: {row[field][name]}"}
+    return row
+
+
+def namespace(row) -> str:
+    """Both LibriSpeechs number the same people."""
+    return row["corpus"].removeprefix("mini-")
+
+
 def held_by(row) -> dict:
     """What two splits must not share: {eight bytes: which of clip, voice, script or sound}. A
     command of one or two words is no script: everybody says it."""
     keys = [("clip", row["corpus"], row["id"])]
-    keys += [("voice", row["corpus"], row["speaker"])] if "speaker" in row else []
+    keys += [("voice", namespace(row), row["speaker"])] if "speaker" in row else []
     keys += [("sound", row["hash"])] if "hash" in row else []
     said = words(row.get("transcript", ""))
     keys += [("script", *said)] if len(said) > 2 else []
     return {hashlib.blake2b(repr(key).encode(), digest_size=8).digest(): key[0] for key in keys}
 
 
-def begin(settings, out) -> Counter:
+def begin(settings, out, engine) -> Counter:
     """Take the shelf of these settings in hand, once in each process; what was left out of it."""
     global KEPT
     shelf, lost = open_shelf(settings, out)
+    shelf.engine = engine
     plan = plan_tasks(shelf, settings["split"], settings["tasks"], settings["clips"])
     KEPT = shelf, plan, settings
     return lost
 
 
-def make_chunk(settings, out, start) -> list[str]:
+def make_chunk(settings, out, engine, start) -> list[str]:
     """The lines of items start .. start + CHUNK, those that came out."""
     if KEPT is None or KEPT[2] != settings:  # a worker that inherited none
-        begin(settings, out)
+        begin(settings, out, engine)
     shelf, plan, _ = KEPT
     numbers = range(start, min(start + CHUNK, settings["last"]))
     items = (make_item(shelf, plan, settings, i) for i in numbers)
     return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
 
 
-def write_questions(path, settings, workers, writer=None):
+def write_questions(path, settings, workers, engine=FORMANT, writer=None):
     """Write the settings' items to a file, and say how many of each task there are."""
     out, begun_at = path.parent, time.monotonic()
-    lost = begin(settings, out)
+    lost = begin(settings, out, engine)
     shelf, plan, _ = KEPT
     if writer:
         writer.begin(shelf, plan, settings, path)
     wanted = f"clips of the split {settings['split']} that feed a task"
-    expect(plan, ", ".join(settings["corpus"]), wanted, f"{len(shelf)}, which feed none")
+    several = any(TASKS[task].skill != "single" for task in settings["tasks"])
+    fed = [task for task in plan if TASKS[task].skill != "single" or not several]
+    expect(fed, ", ".join(settings["corpus"]), wanted, f"{len(shelf)}, which feed none")
     for reason, count in lost.items():
         warn(f"{count} {reason}: left out")
     if missing := [task for task in settings["tasks"] if task not in plan]:
@@ -4659,7 +4706,7 @@ def write_questions(path, settings, workers, writer=None):
     step = 1 if writer else CHUNK
     starts = range(start, settings["last"], step)
     with worker_map(1 if writer else workers) as spread, open(part, "ab") as file:
-        job = partial(make_chunk, settings, out)
+        job = partial(make_chunk, settings, out, engine)
         made_lines = writer.spread(starts) if writer else spread(job, starts)
         for number, lines in zip(starts, made_lines):
             file.write("".join(lines).encode())
@@ -4706,14 +4753,15 @@ def resume(part, first) -> tuple[Counter, int]:
     return counts, start
 
 
-def shard_file(path, shard, shards) -> Path:
-    named = f"{path.stem}-{shard:05d}-of-{shards:05d}{path.suffix}"
+def shard_file(path, shard, shards, mark="") -> Path:
+    """A shard's file; `mark` keeps those of other settings apart."""
+    named = f"{path.stem}-{mark}{shard:05d}-of-{shards:05d}{path.suffix}"
     return path.with_name(named) if shards > 1 else path
 
 
-def join_shards(path, shards):
-    """One file of all shards' files, once they are all there; whoever comes first does it."""
-    parts = [shard_file(path, shard, shards) for shard in range(shards)]
+def join_shards(path, shards, mark):
+    """One file of all shards' files, once they are all there; whoever comes last does it."""
+    parts = [shard_file(path, shard, shards, mark) for shard in range(shards)]
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not all(part.exists() for part in parts):
@@ -4744,6 +4792,13 @@ def shared_between(train, bench, corpora) -> Counter:
     return Counter(held[train][key] for key in common)
 
 
+def run_check(args):
+    shared = shared_between(args.train, args.bench, args.corpus)
+    for kind in ("clip", "voice", "script", "sound"):
+        print(f"{shared[kind]} of the same {kind}")
+    sys.exit(int(shared.total() > 0))
+
+
 # ------------------------------------------------------------------------------------------------
 # Showing one item as a person would want to see it.
 
@@ -4757,7 +4812,7 @@ def run_show(args):
     else:
         raise BadInput(f"{args.file}: expected an item {args.which}, found none")
     print(clean(f"{row['id']}  {row['skill']}: {row['task']}  ({row['source']})"))
-    says = {e["clip"]: e["says"] for e in row["meta"].get("evidence", ())}
+    says = {e["clip"]: e["says"] for e in row["meta"].get("evidence", ()) if "says" in e}
     for i, clip in enumerate(row["clips"], 1):
         part = clip if isinstance(clip, str) else f"{clip['path']} {clip.get('start', 0)}.."
         print(clean(f"  {audio(i)}  {part}" + (f"  [{says[i]}]" if i in says else "")))
@@ -4784,34 +4839,57 @@ def run_questions(args):
     mix = read_mix(args.mix) if args.mix else recipe.mix
     single = recipe.single if args.single is None else args.single
     out = args.out or Path("data", "toy" if args.recipe == "polyaudio" else args.recipe)
-    expect(args.train >= 0 and args.bench >= 0, "--train and --bench", "0 or more", "less")
-    expect(args.train + args.bench, "--train and --bench", "a number of items in one", "0 and 0")
-    expect(2 <= args.max_clips <= 100, "--max-clips", "2 to 100", args.max_clips)
+    check_flags(args)
     expect(0 <= single <= 1, "--single", "a share, 0 to 1", single)
-    expect(args.workers >= 1, "--workers", "1 or more", args.workers)
     out.mkdir(parents=True, exist_ok=True)
+    engine = engine_of(args, args.tts_model)
     common = {
         "seed": args.seed, "clips": args.max_clips, "mix": mix, "tasks": recipe.tasks,
-        "corpus": args.corpus or [str(world_for(args, out))], "sentences": args.sentences,
+        "corpus": args.corpus or [str(world_for(args, out, engine))], "sentences": args.sentences,
+        "voice": [engine.kind, engine.model, engine.voices],
     }  # fmt: skip
-    writer = writer_of(args, shard_file(out / "llm.jsonl", shard, shards)) if args.llm else None
-    if writer:
-        common["llm"] = [writer.model, *writer.engine[:1], *writer.engine[2:4]]
-    more = args.bench // 10 if args.recipe == "polyaudio" else 0  # on single clips, at the end
+    writer = None
+    if args.llm:
+        writer = writer_of(args, shard_file(out / "llm.jsonl", shard, shards), engine)
+        common["llm"] = writer.model
+    paper = args.recipe == "polyaudio"  # its bench has a tenth more items, on single clips
     bench = "bench.jsonl" if args.split == "test" else f"bench-{args.split}.jsonl"
     for path, split, count, alone in (
         (out / "train.jsonl", "train", args.train, single),
-        (out / bench, args.split, args.bench + more, args.bench if more else single),
-    ):
+        (out / bench, args.split, args.bench + args.bench // 10 * paper,
+         args.bench if paper else single),
+    ):  # fmt: skip
+        if not count:
+            continue
+        settings = {**common, "split": split, "single": alone, "first": 0, "last": count}
+        mark = f"{fingerprint(settings)}-"
         first, last = (count * k // shards for k in (shard, shard + 1))
-        settings = {**common, "split": split, "single": alone, "first": first, "last": last}
-        if count:
-            write_questions(shard_file(path, shard, shards), settings, args.workers, writer)
-        if count and shards > 1:
-            join_shards(path, shards)
+        mine = shard_file(path, shard, shards, mark)
+        settings |= {"first": first, "last": last}
+        write_questions(mine, settings, args.workers, engine, writer)
+        if shards > 1:
+            join_shards(path, shards, mark)
 
 
-def writer_of(args, journal) -> Writer:
+def check_flags(args):
+    """Numbers within their limits, and no flag that would do nothing."""
+    for flag, number, least in (("--train", args.train, 0), ("--bench", args.bench, 0),
+                                ("--workers", args.workers, 1)):  # fmt: skip
+        expect(number >= least, flag, f"{least} or more", number)
+    expect(args.train + args.bench, "--train and --bench", "a number of items in one", "0 and 0")
+    expect(2 <= args.max_clips <= 100, "--max-clips", "2 to 100", args.max_clips)
+    for flag, given, beside, holds in (
+        ("--clips", args.clips, "no --corpus beside it", not args.corpus),
+        ("--mix", args.mix, "--recipe polyaudio", args.recipe == "polyaudio"),
+        ("--sentences", args.sentences, "--recipe mallm beside it", args.recipe == "mallm"),
+        ("--model", args.model, "--llm beside it", args.llm),
+        ("--price", args.price != "0/0", "--llm beside it", args.llm),
+        ("--per-minute", args.per_minute, "--llm beside it", args.llm),
+    ):
+        expect(holds or not given, flag, beside, "none")
+
+
+def writer_of(args, journal, engine) -> Writer:
     """The language model, by its flags."""
     fine = re.match(r"https?://[^/]", args.llm)
     expect(fine, "--llm", "a URL that begins with http:// or https://", repr(args.llm))
@@ -4826,17 +4904,18 @@ def writer_of(args, journal) -> Writer:
         os._exit(130)  # nobody waits for replies that are under way
 
     signal.signal(signal.SIGINT, leave)
-    engine, price = engine_of(args, args.tts_model), tuple(map(float, price.groups()))
+    price = tuple(map(float, price.groups()))
     return Writer(args.llm, args.model, journal, args.concurrency, args.per_minute, price, engine)
 
 
 def which_shard(asked) -> tuple[int, int]:
     """--shard 3/8, or what torchrun says: (2, 8), counted from 0."""
-    if asked is None:
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    match = re.fullmatch(r"(\d+)/(\d+)", asked)
+    ranks = [os.environ.get(name, number) for name, number in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+    if asked is None and all(map(str.isdecimal, ranks)):
+        asked = f"{int(ranks[0]) + 1}/{ranks[1]}"
+    match = re.fullmatch(r"(\d+)/(\d+)", asked or "/".join(ranks))
     fine = match and 1 <= int(match[1]) <= int(match[2])
-    expect(fine, "--shard", "i/n with i in 1..n", repr(asked))
+    expect(fine, "--shard (or RANK/WORLD_SIZE)", "i/n with i in 1..n", repr(match and match[0]))
     return int(match[1]) - 1, int(match[2])
 
 
@@ -4848,17 +4927,16 @@ def read_mix(asked) -> dict:
     return shares
 
 
-def world_for(args, out) -> Path:
+def world_for(args, out, engine) -> Path:
     """A world of its own, made once; whoever comes while it is made waits for it."""
-    folder = out / "world"
+    folder, clips = out / "world", args.clips or 18_000
     with open(out / "world.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "corpus.jsonl").exists():
-            make_world(folder, args.clips, args.seed, workers=args.workers)
-        found = read_json(folder / "world.json")
-        for name in ("clips", "seed"):
-            asked, made = getattr(args, name), found.get(name)
-            expect(made == asked, folder, f"a world of --{name} {asked}", f"one of {made}")
+        if (folder / "corpus.jsonl").exists():
+            open_world(folder, world_settings(clips, args.seed, engine))
+        else:
+            for reason in make_world(folder, clips, args.seed, engine, args.workers):
+                warn(reason)
     return folder / "corpus.jsonl"
 
 
@@ -4874,7 +4952,7 @@ def add_questions(parser):
     add("--seed", type=int, default=0, metavar="S", help="another one, other items")
     add("--corpus", nargs="+", metavar="FILE",
         help="corpus.jsonl of clips to ask about; without it a world is made under --out")
-    add("--clips", type=int, default=18_000, metavar="N", help="of that world, default: 18000")
+    add("--clips", type=int, metavar="N", help="of that world, default: 18000")
     add("--max-clips", type=int, default=5, metavar="N", help="in one item, default: 5")
     add("--mix", metavar="A/B/C/D",
         help=f"how often {', '.join(MIX)} are asked for, default: 30/25/25/20 as in the paper")
@@ -4896,6 +4974,16 @@ def add_questions(parser):
     # fmt: on
     add_voices(parser)
     parser.set_defaults(run=run_questions)
+
+
+def add_check(commands):
+    parser = commands.add_parser("check", help="do two files share a clip, voice, script or sound?")
+    parser.add_argument("train", metavar="TRAIN", help="train.jsonl")
+    parser.add_argument("bench", metavar="BENCH", help="bench.jsonl")
+    parser.add_argument(
+        "--corpus", nargs="+", required=True, metavar="FILE", help="both files' own"
+    )
+    parser.set_defaults(run=run_check)
 
 
 def add_show(commands):
@@ -4952,7 +5040,7 @@ def main():
     )
     add_questions(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for add in (add_world, add_clips, add_show):
+    for add in (add_world, add_clips, add_check, add_show):
         add(commands)
     args = parser.parse_args()
     expect(getattr(args, "seed", 0) >= 0, "--seed", "0 or more", getattr(args, "seed", 0))

@@ -216,7 +216,7 @@ def snr(row, *_):
 MOST = "most latest fastest quickest happiest best highest longest strongest".split()
 LEAST = "least earliest slowest fewest saddest worst deepest lowest shortest weakest".split()
 ENDS = {**dict.fromkeys(MOST, 1), **dict.fromkeys(LEAST, -1)}
-NUMBER = dict(zip(synth.NUMBERS, range(11)))
+NUMBER = dict(zip(synth.DIGIT_WORDS, range(11)))
 CLIP = "(?:audio|clip|recording)"
 # How it is asked, heard and told, by what factor or step the first must lead the second, and how
 # much is lost in the telling. The last group that matched is the end that is asked for.
@@ -1606,7 +1606,7 @@ def picoaudio(root, dice):
             name: [f"{on}-{off}" for n, on, off in events if n == name] for name, _, _ in events
         }
         timed = " and ".join(f"{name} at {', '.join(at)}" for name, at in spans.items())
-        often = " and ".join(f"{n} {synth.NUMBERS[len(at)]} times" for n, at in spans.items())
+        often = " and ".join(f"{n} {synth.DIGIT_WORDS[len(at)]} times" for n, at in spans.items())
         path = f"data/multi_event_train/syn_{i}.wav"
         lines.append(
             json.dumps({"filepath": path, "onoffCaption": timed, "frequencyCaption": often})

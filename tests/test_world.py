@@ -139,7 +139,7 @@ def test_scenes_hold_up_to_four_kinds_some_overlap_and_captions_agree():
         assert overlap or "while" not in row["captions"][0]
         for label in row["labels"]:
             times = sum(e[0] == label for e in row["events"])
-            named = f"{synth.NUMBERS[times]} {label}s" if times > 1 else label
+            named = f"{synth.DIGIT_WORDS[times]} {label}s" if times > 1 else label
             often = ("", "", " twice", " three times", " four times", " five times")[times]
             parts = re.split(", then | while ", row["captions"][0])
             assert EVENTS[label].phrase + often in parts
