@@ -3089,8 +3089,9 @@ def write_made(shelf, id, rows):
             write_clip(path, row["wave"])
 
 
-def write_item(draft, dice, task, id) -> dict:
-    """The draft in words: the question, and an answer that says what is heard before it judges."""
+def write_item(draft, dice, task, id, reason=None) -> dict:
+    """The draft in words: the question, and an answer that says what is heard, and the reason if
+    there is one, before it judges."""
     n = len(draft.rows)
     question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
     place = pick(dice, PLACES if n > 1 else PLACES[:2])
@@ -3099,7 +3100,8 @@ def write_item(draft, dice, task, id) -> dict:
     answer = draft.verdict
     if n > 1 and draft.form != "describe each":
         evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
-        answer = f"{evidence}. {filled(phrase(dice, FORMS['answer']), {'verdict': answer})}"
+        ending = filled(phrase(dice, FORMS["answer"]), {"verdict": answer})
+        answer = " ".join(filter(None, (f"{evidence}.", reason, ending)))
     need("<sound-" not in question)  # a transcript may say anything
     more = {key: value for key, value in draft.more.items() if key != "choices"}
     return {
@@ -3802,14 +3804,13 @@ def wrong_number(row, question, text):
 
 def facts_in(rows, answer) -> dict:
     """{clip: the facts that an answer tells of it, each with the ways to name it}"""
-    facts = {}
+    facts = defaultdict(list)
     for i, text in by_clip(answer):
-        for thing in things_in(rows[i - 1]) if i else ():
-            if found := mention(thing, text):
-                facts.setdefault(i, {})[tuple(dict.fromkeys([found, *ways(thing)]))] = None
-        for told, _, _ in numbers_in(text) if i else ():
-            facts.setdefault(i, {})[told,] = None
-    return {i: list(those) for i, those in facts.items()}
+        if i:
+            found = ((thing, mention(thing, text)) for thing in things_in(rows[i - 1]))
+            facts[i] += [(said, *ways(thing)) for thing, said in found if said]
+            facts[i] += [(told,) for told, _, _ in numbers_in(text)]
+    return {i: those for i, those in facts.items() if those}
 
 
 def faults_pair(brief, question, answer):
@@ -3840,8 +3841,10 @@ def faults_pair(brief, question, answer):
         wrong = wrong_number(rows[i - 1] if i else {"corpus": ""}, question, text)
         yield unless(not wrong, f"numbers: {wrong} is not known of {where}")
     told = facts_in(rows, answer)
-    fine = len(told) > 1 and len(set(map(tuple, told.values()))) > 1
-    yield unless(fine, "same: two clips at least, and what sets them apart")
+    yield unless(
+        len(set(map(tuple, told.values()))) > 1,
+        "same: two clips at least, and what sets them apart",
+    )
     timed = all(any(map(numbers_in, itertools.chain(*those))) for those in told.values())
     yield unless(timed or not brief.known.get("timed"), "numbers: how often or when, for each")
 
@@ -3861,12 +3864,11 @@ def faults_lists(brief, reply):
 def draft_lists(shelf, dice, brief, reply):
     both = zip(reply["question"], reply["answer"])
     question, answer = dice.pick([pair for pair in both if not any(faults_pair(brief, *pair))])
-    answer, facts = answer.rstrip("."), []
+    answer, facts = answer.rstrip("."), {}
     for i, told in facts_in(brief.rows, answer).items():
-        facts += [[audio(i)], *map(list, told)]
-    facts = [list(fact) for fact in dict.fromkeys(map(tuple, facts))]
+        facts |= dict.fromkeys([(audio(i),), *told])
     says = {i: heard_there(row) for i, row in enumerate(brief.rows, 1)}
-    about, gold = {"question": question}, text_gold(answer, facts)
+    about, gold = {"question": question}, text_gold(answer, [list(fact) for fact in facts])
     return Draft("{question}", about, brief.rows, says, answer, gold), None
 
 
@@ -4288,15 +4290,11 @@ class Writer:
             reply = ready or self.ask(name, brief, faults, seed)
             self.check(checks_scene(brief, reply) if name == "scene" else (), seed)
             draft, reason = self.spoken(make_draft, shelf, dice, brief, reply)
-            item = write_item(draft, dice, task, id)
             if name == "ordering":
                 brief = brief_rationale(brief, reply)
                 why = self.improve("rationale", brief, faults_rationale, seed)
                 reason = why and why["rationale"]
-            says = "; ".join(f"{audio(i)}: {text}" for i, text in sorted(draft.says.items()))
-            ending = filled(phrase(dice, FORMS["answer"]), {"verdict": draft.verdict})
-            if len(draft.rows) > 1:
-                item["answer"] = " ".join([f"{says}.", *([reason] if reason else []), ending])
+            item = write_item(draft, dice, task, id, reason)
             if score(item["gold"], item["answer"]) != 1:
                 raise Dropped("score: not even its own answer is right")
         except Dropped as dropped:
