@@ -119,14 +119,13 @@ def good_entailment(data):
 
 
 def good_temporal(data):
-    questions, answers = [], []
-    for clip in data["clips"][:3]:
-        name, sound = f"audio {clip['audio']}", clip["sounds"][0]
-        questions.append(f"How often and when is the {sound['label']} heard in {name}?")
+    told = []
+    for clip in data["clips"][:2]:
+        sound = clip["sounds"][0]
         when = " and ".join(sound["seconds"])
-        told = f"{name} has the {sound['label']} {sound['times']} times, at {when} s."
-        answers.append(told.capitalize())
-    return {"question": questions, "answer": answers}
+        told.append(f"Audio {clip['audio']}: the {sound['label']} {sound['times']} times, {when} s")
+    question = "How often and when are sounds heard in audio 1 and audio 2?"
+    return {"question": [question] * 2, "answer": ["; ".join(told) + "."] * 2}
 
 
 def good_difference(data):
@@ -139,15 +138,10 @@ def good_difference(data):
 
 
 def good_music(data):
-    """What plays, or which is alone in something; all of it is in the data."""
-    question = "How do the pieces differ in what plays?"
+    question = "How do the pieces differ in tempo and in what plays?"
     pieces = [
-        f"audio {c['audio']} is {c['instrument']} music in {c['key']} {c['mode']}"
-        for c in data["clips"]
+        f"audio {c['audio']} is {c['instrument']} music at {c['tempo']} bpm" for c in data["clips"]
     ]
-    alone = [c for c in data["clips"] if c["mode"] == "minor"]
-    if len(alone) == 1:
-        question, pieces = "Which piece is in a minor key?", [f"audio {alone[0]['audio']} is"]
     answer = f"{', '.join(pieces)}.".capitalize()
     return {"reasoning_type": data["reasoning_type"], "question": [question], "answer": [answer]}
 
@@ -558,13 +552,13 @@ LIES = [
     ("entailment", "question", put("qa", 1, "question", "Is anything there on Monday?")),
     ("temporal", "lists", drop_last("answer")),
     ("temporal", "numbers", numbers_up),
-    ("temporal", "length", put("answer", ["Well."] * 3)),
+    ("temporal", "length", put("answer", ["Well."] * 2)),
     ("difference", "lists", drop_last("question")),
-    ("difference", "sound", put("answer", ["Audio 1 has a helicopter, and audio 2 has a choir."])),
-    ("difference", "reference", put("answer", ["The one has more than the other one."])),
-    ("music", "leak", put("question", ["Which piece plays at 120 or more?"])),
-    ("music", "question", put("question", ["Which piece is faster, and which is in minor?"])),
-    ("music", "music", put("answer", ["Audio 1 is banjo music in minor and audio 2 is guitar."])),
+    ("difference", "words", put("answer", ["Audio 1 has a helicopter, and audio 2 has a choir."])),
+    ("difference", "reference", put("answer", ["The one is different while audio 1 is a clip."])),
+    ("music", "leak", put("question", ["Which piece plays at 120 beats?"])),
+    ("music", "question", put("question", ["Which tempo? And which instrument?"])),
+    ("music", "words", put("answer", ["Audio 1 is banjo music in minor and audio 2 is guitar."])),
     ("edit", "edit", lambda reply, data: reply.update(sentence=data["sentence"])),
     ("edit", "edit", lambda reply, data: reply.update(sentence=f"{data['sentence']} a b c d e")),
     ("edit", "script", put("sentence", "это слова на другом языке")),
@@ -653,87 +647,65 @@ PIECES = [
     playing(150.2, "C", "major", "piano", 0.912),
     playing(120.0, "C#", "major", "flute", 0.5),
 ]
-MOST_BARKS = "In which audio is the dog bark heard most often?"
-WHEN_RAIN = "When is the rain heard in audio 1?"
-OFTEN = "How often is the dog bark heard in the first clip?"
+OFTEN = "How often is the dog bark heard in audio 1 and in the second clip?"
+WHEN = "When are the sounds heard in audio 1 and audio 3?"
 DIFFER = "How do audio 1 and audio 3 differ?"
+PLAYS = "What plays in audio 1 and in audio 2?"
 PAIRS = [
-    ("temporal", MOST_BARKS, "Audio 2 has the dog bark three times.", None),
-    ("temporal", MOST_BARKS, "Audio 2 has it three times, audio 1 has it twice.", None),
-    ("temporal", MOST_BARKS, "Audio 1 has the dog bark twice.", "answer"),
-    ("temporal", "Which audio has the longest dog bark?", "Audio 1: from 1.0 to 1.4 s.", None),
-    ("temporal", "Which audio has the longest dog bark?", "Audio 2: from 0.3 to 0.5 s.", "answer"),
-    ("temporal", "Where is the dog bark earliest?", "In audio 2, the dog bark is at 0.3 s.", None),
-    ("temporal", "Where is the dog bark earliest?", "In audio 1, it is at 0.5 s.", "answer"),
-    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two.", "answer"),
-    ("temporal", "Which clips hold the dog bark?", "Audio 1 holds two, audio 2 holds three.", None),
-    ("temporal", "Which clips hold no dog bark?", "Audio 3 holds the siren once.", "question"),
-    ("temporal", "Which clips hold a choir?", "Audio 3 holds the siren once.", "question"),
-    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.0 s.", None),
-    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.20 to 2.00 seconds.", None),
-    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.2 to 2.1 s.", "numbers"),
-    ("temporal", WHEN_RAIN, "Audio 1 has rain from 0.5 to 0.8 s.", "numbers"),
-    ("temporal", WHEN_RAIN, "Audio 1 has rain.", "numbers"),
-    ("temporal", WHEN_RAIN, "It is heard from 0.2 to 2.0 s.", "reference"),
-    ("temporal", WHEN_RAIN, "Audio 7 has rain from 0.2 to 2.0 s.", "reference"),
-    ("temporal", WHEN_RAIN, "Audio 3 has the siren from 0.35 to 1.9 s.", "answer"),
-    ("temporal", WHEN_RAIN, "Audio 1 has the siren from 0.35 to 1.9 s.", "sound"),
-    ("temporal", WHEN_RAIN, "At 0.2 s in audio 1, and not at 0.3 s as in audio 2.", "reference"),
-    ("temporal", OFTEN, "The dog bark is heard twice in audio 1.", None),
-    ("temporal", OFTEN, "The dog bark is heard once in audio 1.", "numbers"),
-    ("temporal", OFTEN, "The cat meow is heard twice in audio 1.", "sound"),
-    ("temporal", OFTEN, "Audio 1 has the dog bark twice, more than audio 2.", "sound"),
-    ("temporal", "How loud is the dog bark in audio 1?", "Audio 1 has two.", "question"),
-    ("temporal", "Is there rain in audio 1?", "Yes, audio 1 has rain once.", "question"),
+    ("temporal", OFTEN, "Audio 1 has the dog bark twice, audio 2 has it three times.", None),
+    ("temporal", OFTEN, "The first clip has it twice, and the second clip has it 3 times.", None),
+    ("temporal", OFTEN, "Audio 1 has the dog bark twice, audio 2 has it twice.", "numbers"),
+    ("temporal", OFTEN, "Audio 1 has rain twice, audio 2 has the dog bark 3 times.", "numbers"),
+    ("temporal", OFTEN, "Audio 1 has the dog bark twice.", "reference"),
+    ("temporal", OFTEN, "Audio 1 has two, one less than audio 2 has.", "words"),
+    ("temporal", OFTEN, "Twice in audio 1, three times in audio 2.", "numbers"),
+    ("temporal", OFTEN, "The dog bark is twice in audio 1, three times in audio 2.", "words"),
+    ("temporal", OFTEN, "Audio 1 has the dog bark, audio 3 has the siren.", "numbers"),
+    ("temporal", WHEN, "Audio 1 has rain from 0.2 to 2.0 s, audio 3 the siren at 0.35 s.", None),
+    ("temporal", WHEN, "Audio 1 has rain from 0.2 to 2.1 s, audio 3 the siren at 0.35 s.",
+     "numbers"),
+    ("temporal", WHEN, "Audio 1 has rain from 0.5 to 0.8 s, audio 3 the siren at 0.35 s.",
+     "numbers"),
+    ("temporal", WHEN, "Audio 1 has the siren at 0.35 s, audio 3 has rain at 0.2 s.", "words"),
+    ("temporal", WHEN, "Audio 7 has rain at 0.2 s, audio 3 has the siren at 0.35 s.", "reference"),
+    ("temporal", "Which audio has the longest dog bark?", "Audio 1 has, audio 2 has.", "words"),
+    ("temporal", "Is there rain in both clips?", "No, audio 1 has rain, audio 2 a dog.", "words"),
+    ("temporal", "Which clips hold a choir?", "Audio 3 and audio 1 do, once each.", "words"),
+    ("temporal", "Do audio 1 and 2 have 3 dog barks?", "Audio 2 has 3, audio 1 has 2.", "leak"),
     ("difference", DIFFER, "Audio 1 has a dog bark and rain, while audio 3 has a siren.", None),
-    ("difference", DIFFER, "A dog barks in audio 1 and a siren in audio 3.", "sound"),
-    ("difference", DIFFER, "Audio 1 has a siren, while audio 3 has rain.", "sound"),
-    ("difference", DIFFER, "Audio 1 has rain, but audio 3 has no rain.", None),
-    ("difference", DIFFER, "Audio 1 has no rain, while audio 3 has a siren.", "sound"),
-    ("difference", DIFFER, "Audio 1 has louder rain, while audio 3 has a siren.", "sound"),
+    ("difference", DIFFER, "Audio 1: a dog barks while rain falls; audio 3: a siren wails.", None),
+    ("difference", DIFFER, "A dog barks in audio 1 and a siren in audio 3.", "words"),
+    ("difference", DIFFER, "Audio 1 has a siren, while audio 3 has rain.", "words"),
+    ("difference", DIFFER, "Audio 1 has rain, but audio 3 has no rain.", "words"),
+    ("difference", DIFFER, "Audio 1 has louder rain, while audio 3 has a siren.", "words"),
     ("difference", DIFFER, "Audio 1 has rain at 1.2 s, while audio 3 has a siren.", "numbers"),
     ("difference", DIFFER, "Audio 1 has rain twice, while audio 3 has a siren.", "numbers"),
-    (
-        "difference",
-        "How do audio 1 and audio 2 differ?",
-        "Audio 1 has a dog bark, and audio 2 has a dog bark.",
-        "sound",
-    ),
     ("difference", DIFFER, "Audio 1 has rain.", "reference"),
-    ("difference", DIFFER, "Audio 1 is other than audio 3.", "sound"),
-    ("difference", "Which clip holds the rain?", "Audio 3 has a siren, audio 2 none.", "sound"),
-    ("difference", "Which has the choir?", "Audio 1 has rain, audio 3 has a siren.", "sound"),
-    ("music", "Which track is the fastest?", "Audio 2 is the fastest of the three.", None),
-    ("music", "Which track is the slowest?", "It is the first track, at 80 bpm.", None),
-    ("music", "Which track is the fastest?", "Audio 3 is the fastest of the three.", "answer"),
-    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.91.", None),
-    ("music", "Which track has the highest energy?", "Audio 2 has, with 0.95.", "numbers"),
-    ("music", "Which track has the least energy?", "Audio 2 has the least.", "answer"),
-    ("music", "Which track is in a minor key?", "Audio 1 is in F minor.", None),
-    ("music", "Which track is in a minor key?", "Audio 1 is in G minor.", "music"),
-    ("music", "Which track is in a major key?", "Audio 2 is in C major.", "question"),
-    ("music", "Which track is saddest of all?", "Audio 1 is.", "question"),
-    ("music", "Which track is played on a violin?", "The first track has the violin.", None),
-    ("music", "Which track does Cheryl sing?", "Audio 1 is hers.", "leak"),
-    ("music", "Which track is at 120 bpm?", "Audio 3 is.", "leak"),
-    ("music", "Which is fastest, and which has a violin?", "Audio 2 is.", "question"),
-    ("music", "How do the keys differ?", "Audio 2 is in C major, audio 1 in F minor.", None),
-    ("music", "How do the keys differ?", "Audio 2 is in C# major, audio 1 in F minor.", "music"),
-    ("music", "How do the keys differ?", "Audio 2 is in another one.", "answer"),
-    ("music", "How do they differ?", "Audio 2 is in major, audio 3 is in major.", "answer"),
-]
-FAULTS = {
-    "temporal": (synth.faults_temporal, SOUNDS),
-    "difference": (synth.faults_difference, SOUNDS),
-    "music": (synth.faults_music, PIECES),
-}
+    ("difference", DIFFER, "dog.wav has rain, audio 3 has a siren.", "reference"),
+    ("difference", DIFFER, "Audio 1 is different, and audio 3 is a siren.", "same"),
+    ("difference", DIFFER, "Audio 1 has a dog bark, and audio 2 has a dog bark.", "same"),
+    ("difference", "Which has the choir?", "Audio 1 has rain, audio 3 has a siren.", "words"),
+    ("difference", "Why is it audio 1", "Audio 1 has rain, audio 3 has a siren.", "question"),
+    ("music", PLAYS, "Audio 1 is violin music at 80 bpm, audio 2 is piano at 150 bpm.", None),
+    ("music", PLAYS, "Audio 1 has the violin and a minor key, audio 2 has the piano.", None),
+    ("music", PLAYS, "Audio 1 has an energy of 0.3, audio 2 has 0.91.", None),
+    ("music", PLAYS, "Audio 1 has an energy of 0.3, audio 2 has 0.95.", "numbers"),
+    ("music", PLAYS, "Audio 1 has the piano, audio 2 has the violin.", "words"),
+    ("music", PLAYS, "Audio 1 is in G minor, audio 2 has the piano.", "words"),
+    ("music", PLAYS, "Audio 1 is violin music, and audio 2 is by far the fastest.", "words"),
+    ("music", PLAYS, "Audio 2 is in major, audio 3 is in major.", "same"),
+    ("music", PLAYS, "Audio 1 has Cheryl and the violin, audio 2 has the piano.", "leak"),
+    ("music", "What does Cheryl play?", "Audio 1 is violin, audio 2 is piano.", "leak"),
+    ("music", "Which track is at 120 bpm?", "Audio 1 is violin, audio 2 is piano.", "leak"),
+    ("music", "Which tempo? Which mode?", "Audio 1 is minor, audio 2 is major.", "question"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name,question,answer,kind", PAIRS)
 def test_a_pair_is_looked_up(name, question, answer, kind):
-    faults, rows = FAULTS[name]
-    found = synth.pair_faults(faults, Brief({}, rows), question, answer)
-    complaint = next(filter(None, found), None)
+    rows = PIECES if name == "music" else SOUNDS
+    brief = Brief({}, rows, {"timed": name == "temporal"})
+    complaint = next(filter(None, synth.faults_pair(brief, question, answer)), None)
     assert (complaint and complaint.partition(":")[0]) == kind, complaint
 
 
