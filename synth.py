@@ -3715,8 +3715,8 @@ def draft_entailment(shelf, dice, brief, reply):
 NUMERAL = re.compile(r"(?<![\w.#])(\d+(?:\.\d+)?)(?:\s*(s\b|sec\w*))?|\b(once|twice)\b")
 KEY_NAME = re.compile(r"\b[B-G]\b|\bA[#\u266f]? (?:major|minor)\b|\bof A\b")
 LINKING = set(
-    "audio clip recording track piece sound noise event music kind instrument play differ different "
-    "difference distinguish compare compared contrast hear heard hold contain include have feature "
+    "audio clip recording track piece sound noise event music kind instrument play differ "
+    "different difference distinguish compare compared contrast hear heard hold contain include have feature "
     "occur present while whereas but and between among each every one time times often many "
     "number count second seconds start begin end last span until tempo bpm beat beats minute "
     "energy valence danceability dynamics loudness language mode key".split()
@@ -4521,7 +4521,7 @@ def make_chunk(settings, out, engine, start) -> list[str]:
     return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
 
 
-def write_questions(path, settings, workers, engine=FORMANT, writer=None):
+def write_questions(path, settings, workers, writer=None, engine=FORMANT):
     """Write the settings' items to a file, and say how many of each task there are."""
     out, begun_at = path.parent, time.monotonic()
     lost = begin(settings, out, engine)
@@ -4703,7 +4703,7 @@ def run_questions(args):
         first, last = (count * k // shards for k in (shard, shard + 1))
         mine = shard_file(path, shard, shards, mark)
         settings |= {"first": first, "last": last}
-        write_questions(mine, settings, args.workers, engine, writer)
+        write_questions(mine, settings, args.workers, writer, engine)
         if shards > 1:
             join_shards(path, shards, mark)
 
