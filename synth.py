@@ -3716,9 +3716,9 @@ NUMERAL = re.compile(r"(?<![\w.#])(\d+(?:\.\d+)?)(?:\s*(s\b|sec\w*))?|\b(once|tw
 KEY_NAME = re.compile(r"\b[B-G]\b|\bA[#\u266f]? (?:major|minor)\b|\bof A\b")
 LINKING = set(
     "audio clip recording track piece sound noise event music kind instrument play differ "
-    "different difference distinguish compare compared contrast hear heard hold contain include have feature "
-    "occur present while whereas but and between among each every one time times often many "
-    "number count second seconds start begin end last span until tempo bpm beat beats minute "
+    "different difference distinguish compare compared contrast hear heard hold contain include "
+    "have feature occur present while whereas but between among each every one time times often "
+    "many number count second seconds start begin end last span until tempo bpm beat beats minute "
     "energy valence danceability dynamics loudness language mode key".split()
 )
 NAMES = ("artist", "song", "album", "title", "release")  # what nobody can hear
