@@ -4402,7 +4402,7 @@ def scripts_elsewhere(path, split) -> set:
     """The made-up scripts in files of other splits beside this one."""
     found = set()
     for file in path.parent.glob("*.jsonl"):
-        kind = re.fullmatch(r"(train|bench|bench-dev)(-\d+-of-\d+)?", file.stem)
+        kind = re.fullmatch(r"(train|bench|bench-dev)(-[0-9a-f]{8}-\d+-of-\d+)?", file.stem)
         other = {"train": "train", "bench": "test", "bench-dev": "dev"}.get(kind and kind[1])
         if other in (None, split):
             continue

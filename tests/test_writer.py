@@ -236,11 +236,16 @@ def do_well(name, data, body):
     return GOOD[name](data)
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, address):
+        """A client that is killed hangs up, as it should."""
+
+
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(prepare, "PAUSE", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    server = Server(("127.0.0.1", 0), Model)
     server.daemon_threads = True
     server.asked, server.keys, server.lock, server.say = [], set(), threading.Lock(), do_well
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -354,7 +359,7 @@ def test_what_was_said_in_another_split_is_not_said_again(written):
     """This model makes up the same scripts for every split."""
     train, *_ = written(60)
     said = {script["text"] for item in train for script in item["meta"].get("made", ())}
-    test, outcomes, _ = written(60, "test")
+    test, outcomes, _ = written(120, "test")
     again = {script["text"] for item in test for script in item["meta"].get("made", ())}
     assert said and not said & again
     assert outcomes["keywords"]["script"] + outcomes["factual"]["script"] > 3
