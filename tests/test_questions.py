@@ -1429,6 +1429,12 @@ WRONG = """--train -1
 --workers 0
 --seed -1
 --split train
+--clips 100
+--mix 1/1/1/1 --recipe mallm
+--sentences nowhere.txt
+--model m
+--price 1/2
+--per-minute 3
 --corpus nowhere.jsonl"""
 
 
@@ -1440,6 +1446,121 @@ def test_wrong_flags_are_one_line(line, base, tmp_path):
     code, out, err = command("--out", tmp_path / "q", *given, "--workers", "1", *flags)
     assert code == 2 and out == "" and err.count("\n") == 1 and named in err, (out, err)
     assert not list(tmp_path.glob("q/*.jsonl"))
+
+
+def test_shards_of_two_seeds_are_never_joined(base):
+    """Two halves of different wholes make none."""
+    flags = ("--corpus", base / "corpus/corpus.jsonl", "--train", 0, "--bench", 100)
+    for seed, shard in ((1, "1/2"), (2, "2/2")):
+        given = ("--out", base / "mixed", *flags, "--workers", 1, "--seed", seed)
+        assert command(*given, "--shard", shard)[0] == 0
+    assert not (base / "mixed/bench.jsonl").exists()
+    assert len(list((base / "mixed").glob("bench-*-of-00002.jsonl"))) == 2
+    assert command(*given, "--shard", "1/2")[0] == 0  # now the second one's other half
+    ids = [row["id"] for row in read_rows(base / "mixed/bench.jsonl", heard=False)]
+    assert {id.split("-")[1] for id in ids} == {"2"}
+
+
+def test_check_tells_what_two_files_share(made, base):
+    corpus = ("--corpus", base / "corpus/corpus.jsonl")
+    code, out, _ = command("check", made / "train.jsonl", made / "bench.jsonl", *corpus)
+    assert code == 0 and out.split("\n")[:2] == ["0 of the same clip", "0 of the same voice"]
+    code, out, _ = command("check", made / "train.jsonl", made / "train.jsonl", *corpus)
+    assert code == 1 and not out.startswith("0 ")
+
+
+# --- odd corpora
+
+
+def talk(i, corpus="a", **known):
+    """A row of speech that nothing lies behind."""
+    row = {"id": f"{i}", "path": f"{corpus}/{i}.flac", "corpus": corpus, "split": "train",
+           "duration": 2.0, "licence": "CC0-1.0"}  # fmt: skip
+    return {
+        **row,
+        "speaker": f"{i % 4}",
+        "transcript": f"word{'abcdefghij'[i % 10]} other",
+        **known,
+    }
+
+
+def put_down(folder, rows):
+    for row in rows:
+        (folder / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / row["path"]).touch()
+    return write_rows(folder / f"{rows[0]['corpus']}.jsonl", rows)
+
+
+def asked_of(corpora, out, *flags):
+    code, _, err = command("--out", out, "--corpus", *corpora, "--bench", 0, "--train", 400,
+                           "--workers", 1, *flags)  # fmt: skip
+    assert code == 0, err
+    return list(read_rows(out / "train.jsonl")), err
+
+
+def test_two_corpora_may_number_their_people_alike(tmp_path):
+    """Speaker 1 of one is not speaker 1 of the other, and the same id is another clip."""
+    files = [put_down(tmp_path, [talk(i, corpus) for i in range(40)]) for corpus in ("a", "b")]
+    seen = 0
+    for item in asked_of(files, tmp_path / "out", "--mix", "0/1/0/0")[0]:
+        if item["meta"]["kind"] == "same_speaker" and item["gold"]["value"] == "yes":
+            places = [int(n) for n in re.findall(r"audio (\d+)", bare(item["question"]))]
+            folders = {item["clips"][i - 1].split("/")[-2] for i in places}
+            assert len(folders) == 1, item
+            seen += 1
+    assert seen > 5
+
+
+def test_turns_that_sound_alike_are_not_put_in_order(tmp_path):
+    rows = [
+        talk(i, transcript="yeah" if i % 3 else f"number {synth.DIGIT_WORDS[i % 10]}",
+             dialogue={"id": f"d{i // 10}", "turn": i % 10})
+        for i in range(100)
+    ]  # fmt: skip
+    orders = [
+        item for item in asked_of([put_down(tmp_path, rows)], tmp_path / "out")[0]
+        if item["task"] == "order"
+    ]  # fmt: skip
+    assert len(orders) > 5
+    for item in orders:
+        said = [evidence["says"] for evidence in item["meta"]["evidence"]]
+        assert len(set(said)) == len(said)
+
+
+def test_a_marker_that_somebody_says_gets_into_no_item(tmp_path):
+    rows = [talk(i, transcript=f"see <sound-{i % 5}> {'abcdefghij'[i % 10]}x") for i in range(40)]
+    rows += [talk(40 + i) for i in range(40)]
+    for item in asked_of([put_down(tmp_path, rows)], tmp_path / "out")[0]:
+        assert "<sound-" not in item["answer"]
+        view_as_text(item)
+
+
+@pytest.mark.parametrize(
+    "known, field",
+    [
+        ({"music": {"tempo": "120"}}, "music.tempo"),
+        ({"music": {"instrument": ["piano"]}}, "music.instrument"),
+        ({"quality": {"label": ["noise"]}}, "quality.label"),
+        ({"transcript": "half \ud800 of one"}, "whole characters"),
+    ],
+)
+def test_a_damaged_row_is_named_and_the_rest_is_asked_about(tmp_path, known, field):
+    rows = [talk(i) for i in range(40)] + [talk(40, **known)]
+    items, err = asked_of([put_down(tmp_path, rows)], tmp_path / "out")
+    assert items and field in err and "row 41" in err
+
+
+def test_odd_rows_are_no_crash(tmp_path):
+    """Fields that may be missing are, and one that nobody knows has the name of one of ours."""
+    rows = [talk(i) for i in range(40)]
+    rows += [
+        talk(40 + i, wave=[1, 2], voice={"f0": 100, "tract": 15, "rate": 1, "breath": 0.1},
+             quality={"label": "noise"}, music={"instrument": "piano"})
+        for i in range(10)
+    ]  # fmt: skip
+    for row in rows[40:]:
+        del row["speaker"], row["transcript"]
+    assert asked_of([put_down(tmp_path, rows)], tmp_path / "out")[0]
 
 
 def test_a_corpus_that_feeds_nothing_is_one_line(tmp_path):
