@@ -2,6 +2,7 @@
 the marker `slow`, and small checkpoints made by transformers (tests/checkpoints.py)."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun by a shell in the background:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # our programs would never hear it
     config.addinivalue_line("markers", "slow: takes minutes; run with -m 'slow or not slow'")
     if not config.option.markexpr:
         config.option.markexpr = "not slow"
