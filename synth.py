@@ -2938,7 +2938,7 @@ TASKS |= {
 Recipe = namedtuple("Recipe", "tasks mix single")  # mix: shares of skills or of tasks
 RECIPES = {
     "polyaudio": Recipe(
-        [task for task in TASKS if TASKS[task].skill in (*MIX, "single")][:-1], MIX, 0.25
+        [t for t in TASKS if TASKS[t].skill in (*MIX, "single") and t != "scene"], MIX, 0.25
     ),
     "mallm": Recipe(  # thousands of items in its Table 8
         ["speech_pair", "sound_pair", "transcribe", "tag", "caption"],
@@ -3072,8 +3072,8 @@ def comes_out(shelf, split, kind, n) -> bool:
 
 def task_of(i, plan, mix, single) -> str:
     """Item i's task: any run of items holds the skills in the proportions of the mix, a skill's
-    tasks evenly, and those on one clip are a share of
-    `single`, or all from the item of that number on."""
+    tasks evenly. Those on one clip are a share of `single`, or, where that is a whole number, all
+    from that item on."""
     shares = {}
     for task in plan:
         skill = TASKS[task].skill
