@@ -2,14 +2,18 @@
 
     python judge.py --weights weights/tiny --bench data/toy/bench.jsonl
     python judge.py --weights runs/mine --bench data/toy/bench-dev.jsonl --out reports --name mine
+    python judge.py --weights weights/tiny --bench data/toy/bench.jsonl --text-only --permute
+    python judge.py --weights weights/tiny --bench data/toy/bench.jsonl --view concat
 
 Nothing is guessed: an answer that commits to nothing is unparsed, an item that could not be asked
 is missing, both score 0 and both are counted. Beside each score stand what a uniform guess would
-get (chance) and what the best answer that never listens would (majority). DIR/NAME.json holds it
-all, item by item.
+get (chance) and what the best answer that never listens would (majority); on demand, what the model
+itself says without the clips (text-only), and how often it says something else when they come in
+another order (flips). DIR/NAME.json holds it all, item by item.
 """
 
 import os
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,8 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave t
 import kernels  # noqa: E402
 from model import add_weight_flags, answer_all, load_net  # noqa: E402
 from prepare import (  # noqa: E402
-    BadInput, Parser, chance, clean, cli, conversation, expect, load_clip, progress, read_rows,
-    score, warn, write_json,
+    VIEWS, BadInput, Parser, chance, clean, cli, conversation, expect, load_clip, parse, progress,
+    read_rows, score, view_permute, warn, write_json,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -38,6 +42,15 @@ def answers(net, rows, root):
             yield i, answer
 
 
+def said_by(net, rows, root, label) -> list[str | None]:
+    """The answer to each row, None where it could not be asked."""
+    show, said = progress(label, len(rows), unit="items", scale=1), [None] * len(rows)
+    for i, answer in answers(net, rows, root):
+        said[i] = answer
+        show(1)
+    return said
+
+
 def asked(rows, root):
     """What is asked, and the clips. Nobody is asked about fewer clips than there are."""
     for i, row in enumerate(rows):
@@ -45,6 +58,29 @@ def asked(rows, root):
             yield i, conversation(row)[:-1], [load_clip(clip, root) for clip in row["clips"]]
         except BadInput as mistake:
             warn(f"{row['id']}: {mistake}")
+
+
+ALONE = [name for name in VIEWS if name not in ("permute", "shuffle-audio")]  # of one row
+
+
+def reordered(row) -> dict:
+    """Its clips in another order, drawn by its id; what names them follows."""
+    clips = range(1, len(row["clips"]) + 1)
+    order, dice = list(clips), random.Random(row["id"])
+    while order == list(clips):
+        dice.shuffle(order)
+    return view_permute({**row, "order": order}, order)
+
+
+def flips(row, answer, moved, again) -> bool | None:
+    """Whether the answer to the reordered row commits to something else. What was answered before
+    is put into the new order first."""
+    if answer is None or again is None:
+        return None
+    before = view_permute({**row, "answer": answer}, moved["order"])["answer"]
+    values = [parse(moved["gold"], text) for text in (before, again)]
+    one, other = (sorted(value) if isinstance(value, list) else value for value in values)
+    return one != other
 
 
 # ------------------------------------------------------------------------------------------------
@@ -77,6 +113,18 @@ def judged(row, answer) -> dict:
     return {**about, "answer": answer, "score": right}
 
 
+def add_column(report, name, values):
+    """A further number of each item, None where it has none: of a task and of all, the mean."""
+    for item, value in zip(report["items"], values):
+        item[name] = value
+    for task, found in (report["tasks"] | report["single"]).items():
+        known = [item[name] for item in report["items"] if item["task"] == task]
+        known = [value for value in known if value is not None]
+        found[name] = sum(known) / len(known) if known else None
+    known = [found[name] for found in report["tasks"].values() if found[name] is not None]
+    report[name] = sum(known) / max(1, len(known))
+
+
 def summary(pairs) -> dict:
     """Of one task's rows and items."""
     rows, items = zip(*pairs)
@@ -102,13 +150,15 @@ def majority(rows) -> float:
 
 def table(report) -> list[str]:
     """The report as lines, one a task."""
-    columns = ("n", "missing", "unparsed", "score", "chance", "majority")
-    lines = [f"{'':<16}" + "".join(f"{name:>10}" for name in columns)]
+    counts, shares = ("n", "missing", "unparsed"), ["score", "chance", "majority"]
+    shares += [name for name in ("text-only", "flips") if name in report]
+    lines = [f"{'':<16}" + "".join(f"{name:>10}" for name in (*counts, *shares))]
     for task, found in (*report["tasks"].items(), *report["single"].items()):
-        cells = (f"{found[name]:>10}" for name in columns[:3])
-        shares = (f"{found[name]:>10.3f}" for name in columns[3:])
-        lines.append(f"{task:<16}" + "".join([*cells, *shares]))
-    return [*lines, f"macro {report['macro']:.3f}   weighted {report['weighted']:.3f}"]
+        cells = [f"{found[name]:>10}" for name in counts]
+        known = ["" if found[name] is None else f"{found[name]:.3f}" for name in shares]
+        lines.append(f"{task:<16}" + "".join([*cells, *(f"{cell:>10}" for cell in known)]))
+    beside = "".join(f"   {name} {report[name]:.3f}" for name in shares[3:])
+    return [*lines, f"macro {report['macro']:.3f}   weighted {report['weighted']:.3f}{beside}"]
 
 
 def main():
@@ -118,6 +168,11 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR")
     parser.add_argument("--name", metavar="NAME", help="of the report, default: the weights'")
     parser.add_argument("--items", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--view", choices=ALONE, help="another form of every item, see prepare.py")
+    parser.add_argument("--text-only", action="store_true", help="ask without the clips, too")
+    parser.add_argument(
+        "--permute", action="store_true", help="ask with the clips in another order, too"
+    )
     add_weight_flags(parser)
     args = parser.parse_args()
     expect(args.items is None or args.items > 0, "--items", "1 or more", args.items)
@@ -130,11 +185,22 @@ def main():
     expect(Path(name).name == name, "--name", "a name without folders", repr(name))
     net = load_net(args)
     print(f"{net.device}, {kernels.chosen()} kernels, {net.dtype}", file=sys.stderr)
-    show, said = progress("judged", len(rows), unit="items", scale=1), {}
-    for i, answer in answers(net, rows, Path(args.bench).parent):
-        said[i] = answer
-        show(1)
-    report = tally([(row, said.get(i)) for i, row in enumerate(rows)])
+    root = Path(args.bench).parent
+    seen = [VIEWS[args.view](row) for row in rows] if args.view else rows
+    said = said_by(net, seen, root, "judged")
+    report = tally(list(zip(rows, said)))
+    if args.text_only:
+        deaf = said_by(net, [VIEWS["text-only"](row) for row in rows], root, "without the clips")
+        right = [answer and score(row["gold"], answer) for row, answer in zip(rows, deaf)]
+        add_column(report, "text-only", [value or 0.0 for value in right])
+    if args.permute:
+        several = [i for i, row in enumerate(rows) if len(row["clips"]) > 1]
+        moved = [reordered(seen[i]) for i in several]
+        again = said_by(net, moved, root, "in another order")
+        found = [None] * len(rows)
+        for i, row, answer in zip(several, moved, again):
+            found[i] = flips(rows[i], said[i], row, answer)
+        add_column(report, "flips", found)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / f"{name}.json", {"weights": str(args.weights), "bench": str(args.bench),
                                            "refused": len(bad), **report})  # fmt: skip

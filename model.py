@@ -682,31 +682,52 @@ class PolyAudio(nn.Module):
 
     # --- sounds in
 
+    # A clip is its samples, 1-D float32; or, so that nothing is worked out twice, what was made of
+    # them before: its windows, as `windows` gives them, or the encoder's rows of it, (Q, E).
+
     def n_slots(self, clip) -> int:
         """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
         expect(self.config.encoder, "clips", "a network that hears", self.config.kind)
-        fine = hasattr(clip, "ndim") and clip.ndim == 1
-        expect(fine, "clip", "samples of one channel", getattr(clip, "shape", type(clip)))
-        expect("float" in str(clip.dtype), "clip", "floats in -1 .. 1", clip.dtype)
-        slots = n_slots(len(clip), self.config.max_seconds)
+        if isinstance(clip, list):
+            slots = sum((frames + 1) // 2 // 2 for _, frames in clip)
+        elif is_rows(clip):
+            slots = len(clip)
+        else:
+            fine = hasattr(clip, "ndim") and clip.ndim == 1
+            expect(fine, "clip", "samples of one channel", getattr(clip, "shape", type(clip)))
+            expect("float" in str(clip.dtype), "clip", "floats in -1 .. 1", clip.dtype)
+            slots = n_slots(len(clip), self.config.max_seconds)
         return self.config.resampler.get("slots", slots) if slots else 0
 
-    def encode(self, clips) -> list[torch.Tensor]:
-        """Each clip as its slots, (Q, D). The same array object is encoded once."""
-        distinct = list({id(clip): clip for clip in clips}.values())
-        limit = self.config.max_seconds
-        split = [split_windows(clip, limit) for clip in distinct]
+    def windows(self, waves) -> list[list[tuple[torch.Tensor, int]]]:
+        """Of each clip's samples its windows: the mel, (M, F), and how many frames are valid."""
+        split = [split_windows(wave, self.config.max_seconds) for wave in waves]
+        mels = iter(log_mels([part for parts in split for part in parts]) if waves else ())
+        return [[(next(mels), n_frames(len(part))) for part in parts] for parts in split]
+
+    def listen(self, clips) -> list[torch.Tensor]:
+        """What the encoder makes of clips: rows, (Q, E) each."""
+        made = iter(self.windows([clip for clip in clips if getattr(clip, "ndim", 0) == 1]))
+        split = [c if isinstance(c, list) else [] if is_rows(c) else next(made) for c in clips]
         windows = [window for part in split for window in part]
-        frames = [n_frames(len(window)) for window in windows]
         rows, slots = [], []
-        for batch in batches(frames, ENCODER_FRAMES):
-            x, lengths = self.audio_tower(log_mels(windows[batch]), frames[batch])
+        for batch in batches([frames for _, frames in windows], ENCODER_FRAMES) if windows else ():
+            x, lengths = self.audio_tower(*zip(*windows[batch]))
             rows.append(x)
             slots += lengths
         slots = iter(slots)
         per_clip = [sum(next(slots) for _ in part) for part in split]
-        x, per_clip = self.multi_modal_projector(torch.cat(rows), per_clip)
-        found = {id(clip): part for clip, part in zip(distinct, x.split(per_clip))}
+        heard = torch.cat(rows).split(per_clip) if rows else per_clip
+        return [
+            c.to(self.device, self.dtype) if is_rows(c) else part for c, part in zip(clips, heard)
+        ]
+
+    def encode(self, clips) -> list[torch.Tensor]:
+        """Each clip as its slots, (Q, D). The same object is encoded once."""
+        distinct = list({id(clip): clip for clip in clips}.values())
+        rows = self.listen(distinct)
+        x, slots = self.multi_modal_projector(torch.cat(rows), [len(part) for part in rows])
+        found = {id(clip): part for clip, part in zip(distinct, x.split(slots))}
         return [found[id(clip)] for clip in clips]
 
     def check(self, ids: list[list[int]], clips: list[list]):
@@ -1080,6 +1101,10 @@ class PolyAudio(nn.Module):
 
 def modules_of(root: nn.Module, kind) -> dict[str, nn.Module]:
     return {name: module for name, module in root.named_modules() if isinstance(module, kind)}
+
+
+def is_rows(clip) -> bool:
+    return getattr(clip, "ndim", 0) == 2
 
 
 def batches(sizes: list[int], limit: int):

@@ -50,6 +50,7 @@ except ImportError:  # there are no wheels for macOS and Windows; nothing below 
 KINDS = {
     "ref": "plain PyTorch",
     "cpu": "plain PyTorch, and oneDNN's own operators where torch's default is slower",
+    "compiled": "as cpu, and torch.compile's code for what lies between two products",
     "triton": "the kernels on a GPU, or in Triton's interpreter; elsewhere as cpu",
 }
 INTERPRETED = bool(triton.__version__) and triton.knobs.runtime.interpret
@@ -117,6 +118,17 @@ def triton_runs(op: str, *tensors, unless: str = "") -> bool:
     if unless:
         say_once(f"{op}: no kernel for {unless}: the plain path runs")
     return not unless
+
+
+@lru_cache(maxsize=None)
+def compiled(ref):
+    return torch.compile(ref, dynamic=True)
+
+
+def plain(ref):
+    """An op's reference; or, of the kind "compiled", one pass over the memory that does the same.
+    It needs a C++ compiler and half a minute, and is worth both where a small model is trained."""
+    return compiled(ref) if chosen() == "compiled" else ref
 
 
 def on_its_device(face):

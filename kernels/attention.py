@@ -81,9 +81,11 @@ def equal_segments(q, k, v, n, causal):
 def visible(q, k, v, causal):
     """SDPA on (n, H, Lq, K) and (n, G, Lk, K) where every query has at least one key."""
     queries, keys = q.shape[2], k.shape[2]
-    if q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
-        # SDPA's gradient takes three times as long there in bfloat16 as in float32.
-        return visible(q.float(), k.float(), v.float(), causal).to(q.dtype)
+    half = q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if half and q.requires_grad and q.device.type == "cpu":
+        # SDPA's gradient takes several times as long there in bfloat16 as in float32.
+        with torch.autocast("cpu", enabled=False):
+            return visible(q.float(), k.float(), v.float(), causal).to(v.dtype)
     shared = {"enable_gqa": q.shape[1] != k.shape[1]}
     if not causal or queries == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, **shared)

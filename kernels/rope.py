@@ -15,7 +15,7 @@ sin negated; nothing but cos and sin has to be kept for it.
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import on_its_device, three_way, tl, triton, triton_runs
+from . import on_its_device, plain, three_way, tl, triton, triton_runs
 
 
 def turned(x, cos, sin):
@@ -88,7 +88,7 @@ def rope(q, k, cos, sin):
         )
     if q.numel() and k.numel() and triton_runs("rope", q, k, cos, sin):
         return Rope.apply(q, k, cos, sin)
-    return rope_ref(q, k, cos, sin)
+    return plain(rope_ref)(q, k, cos, sin)
 
 
 # ------------------------------------------------------------------------------------------------

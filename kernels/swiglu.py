@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from . import on_its_device, three_way, tl, triton, triton_runs
+from . import on_its_device, plain, three_way, tl, triton, triton_runs
 
 
 def swiglu_ref(gate, up):
@@ -73,7 +73,7 @@ def swiglu(gate, up):
         )
     if gate.numel() and triton_runs("swiglu", gate, up):
         return SwiGLU.apply(gate, up)
-    return swiglu_ref(gate, up)
+    return plain(swiglu_ref)(gate, up)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -115,10 +115,13 @@ def net_of(recipe) -> PolyAudio:
     return PolyAudio.from_dir(recipe.base)
 
 
-def learning(recipe):
-    """(network, what is trained of it)"""
-    net = net_of(recipe)
-    return net, train.make_trainable(net, recipe)
+def learning(recipe, net=None):
+    """A lesson: its network, and what is trained of it."""
+    return train.LESSONS[recipe.teach](net or net_of(recipe), recipe)
+
+
+def plan_of(recipe, place=None) -> Plan:
+    return Plan(recipe, learning(recipe), place)
 
 
 def heard(plan, n) -> list[Example]:
@@ -196,13 +199,14 @@ def unbroken(home, tmp_path_factory):
 
 
 def test_one_batch_is_learned_by_heart(recipe):
-    net, named = learning(recipe)
+    lesson = learning(recipe)
+    net, named = lesson.net, lesson.named
     frozen = {n: p.detach().clone() for n, p in net.named_parameters() if not p.requires_grad}
     opts = train.optimizers(replace(recipe, lr=1e-2), named)
-    rows = [heard(Plan(recipe, net), 4)]
+    rows = [heard(Plan(recipe, lesson), 4)]
     found = []
     for _ in range(60):
-        loss, weight, _, _ = train.gradients(net, rows, Ranks(), named, net.dtype)
+        loss, weight, _, _ = train.gradients(lesson, rows, Ranks(), net.dtype)
         train.update(opts, [[1e-2]], named, 1.0, 1.0, loss)
         found.append(loss)
     assert found[0] > 3
@@ -214,14 +218,15 @@ def test_one_batch_is_learned_by_heart(recipe):
 
 @pytest.mark.parametrize("turns", [1, 2])
 def test_the_answers_are_learned_and_nothing_else(recipe, turns):
-    net, _ = learning(recipe)
-    row = Plan(recipe, net).rows[0]
+    lesson = learning(recipe)
+    net = lesson.net
+    row = Plan(recipe, lesson).rows[0]
     said = ["audio 1: rain.", row["answer"]][-turns:]
     asked = [f"Clip {i}?" for i in range(turns)]
     pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a})
              for q, a in zip(asked, said)]  # fmt: skip
     row = {**row, "messages": [message for pair in pairs for message in pair]}
-    example = train.lay_out(row, net, Plan(recipe, net).root, 1.0)
+    example = train.lay_out(row, net, lesson.root, 1.0)
     turns = "".join("A" if w else "." for w in example.learned)
     spans = [match.span() for match in re.finditer("A+", turns)]
     tok, end = net.tokenizer, net.tokenizer.special["<|im_end|>"]
@@ -233,8 +238,9 @@ def test_the_answers_are_learned_and_nothing_else(recipe, turns):
 
 def test_the_prompt_carries_no_loss(recipe, monkeypatch):
     """Foretelling other tokens in the prompt's places costs the same; in an answer's, not."""
-    net, _ = learning(recipe)
-    (example,) = heard(Plan(recipe, net), 1)
+    lesson = learning(recipe)
+    net = lesson.net
+    (example,) = heard(Plan(recipe, lesson), 1)
     seen = []
     monkeypatch.setattr(net, "surprise", lambda h, t: seen.append(t) or torch.zeros(len(t)))
     net.loss(as_given([example]))
@@ -244,8 +250,9 @@ def test_the_prompt_carries_no_loss(recipe, monkeypatch):
 
 
 def test_the_verdict_counts_more_and_linearly(recipe):
-    net, _ = learning(recipe)
-    row, root = Plan(recipe, net).rows[0], Plan(recipe, net).root
+    lesson = learning(recipe)
+    net = lesson.net
+    row, root = Plan(recipe, lesson).rows[0], lesson.root
     laid_out = {w: train.lay_out(row, net, root, w) for w in (1.0, 2.0, 5.0)}
     verdict = row["answer"].rpartition(":")[2]
     heavier = [id for id, w in zip(laid_out[5.0].ids, laid_out[5.0].learned) if w == 5]
@@ -276,8 +283,9 @@ def test_the_verdict_is_found(recipe, answer, verdict):
 
 
 def test_an_adapter_begins_as_the_base_bit_for_bit(recipe):
-    net, _ = learning(recipe)
-    example = heard(Plan(recipe, net), 1)[0]
+    lesson = learning(recipe)
+    net = lesson.net
+    example = heard(Plan(recipe, lesson), 1)[0]
     with torch.no_grad():
         found = net.logits(example.ids, example.clips)
         expected = net_of(recipe).logits(example.ids, example.clips)
@@ -286,64 +294,64 @@ def test_an_adapter_begins_as_the_base_bit_for_bit(recipe):
 
 def shaken(recipe, seed=1):
     """An adapter that does something; at its start half of its gradients are nothing."""
-    net, named = learning(recipe)
+    lesson = learning(recipe)
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, p in named:
+        for _, p in lesson.named:
             p.add_(0.05 * torch.randn(p.shape, generator=dice))
-    return net, named
+    return lesson
 
 
-def slopes(net, named, rows):
-    loss, weight, _, _ = train.gradients(net, rows, Ranks(), named, net.dtype)
-    found = {name: p.grad.clone() for name, p in named}
-    for _, p in named:
+def slopes(lesson, rows):
+    loss, weight, _, _ = train.gradients(lesson, rows, Ranks(), torch.float32)
+    found = {name: p.grad.clone() for name, p in lesson.named}
+    for _, p in lesson.named:
         p.grad = None
     assert all(grad.abs().max() > 0 for grad in found.values())
     return loss, found
 
 
 def test_packed_equals_unpacked(recipe):
-    net, named = shaken(recipe)
-    examples = heard(Plan(recipe, net), 5)
-    packed, together = slopes(net, named, [examples])
-    loss, apart = slopes(net, named, [[example] for example in examples])
+    lesson = shaken(recipe)
+    examples = heard(Plan(recipe, lesson), 5)
+    packed, together = slopes(lesson, [examples])
+    loss, apart = slopes(lesson, [[example] for example in examples])
     assert packed == pytest.approx(loss, abs=1e-5)
     assert furthest(together, apart) < 1e-5
 
 
 def test_recomputing_changes_nothing(recipe):
-    net, named = shaken(recipe)
+    lesson = shaken(recipe)
+    net = lesson.net
     assert net.language_model.recompute
-    examples = heard(Plan(recipe, net), 3)
-    loss, again = slopes(net, named, [examples])
+    examples = heard(Plan(recipe, lesson), 3)
+    loss, again = slopes(lesson, [examples])
     net.language_model.recompute = False
-    kept, plain = slopes(net, named, [examples])
+    kept, plain = slopes(lesson, [examples])
     assert loss == kept
     assert furthest(again, plain) == 0.0
-    assert not learning(replace(recipe, recompute=0))[0].language_model.recompute
+    assert not learning(replace(recipe, recompute=0)).net.language_model.recompute
 
 
 def test_loss_is_the_mean_over_what_is_learned(recipe):
     """Examples twice: twice the sum and twice the weight."""
-    net, named = shaken(recipe)
-    examples = heard(Plan(recipe, net), 2)
-    once, slope = slopes(net, named, [examples])
-    twice, same = slopes(net, named, [examples, examples])
+    lesson = shaken(recipe)
+    examples = heard(Plan(recipe, lesson), 2)
+    once, slope = slopes(lesson, [examples])
+    twice, same = slopes(lesson, [examples, examples])
     assert once == pytest.approx(twice, abs=1e-6)
     assert furthest(slope, same) < 1e-6
 
 
 def test_bf16_trains_the_adapter_in_float32(recipe):
     net = PolyAudio.from_dir(recipe.base, dtype=torch.bfloat16)
-    named = train.make_trainable(net, recipe)
+    lesson = learning(recipe, net)
+    named = lesson.named
     assert {p.dtype for _, p in named} == {torch.float32}
-    rows = [heard(Plan(recipe, net), 3)]
-    loss = train.gradients(net, rows, Ranks(), named, torch.bfloat16)[0]
-    plain, expected = learning(recipe)
-    assert loss == pytest.approx(
-        train.gradients(plain, rows, Ranks(), expected, plain.dtype)[0], abs=0.1
-    )
+    rows = [heard(Plan(recipe, lesson), 3)]
+    loss = train.gradients(lesson, rows, Ranks(), torch.bfloat16)[0]
+    plain = train.gradients(learning(recipe), rows, Ranks(), torch.float32)[0]
+    assert loss == pytest.approx(plain, abs=0.1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -353,7 +361,7 @@ def test_bf16_trains_the_adapter_in_float32(recipe):
 class Numbered:
     """Rows that are nothing but their number."""
 
-    licences = ()
+    licences, path = (), "numbered"
 
     def __init__(self, n):
         self.n = n
@@ -383,13 +391,12 @@ def planned(recipe, monkeypatch):
     """A plan over examples of those lengths."""
 
     def plan(lengths, place=None, **changes):
-        def lay_out(row, net, root, weight):
+        def lay_out(row, dice):
             n = row["number"]
             return Example(str(n), "", [0] * lengths[n], [], [1.0])
 
-        monkeypatch.setattr(train, "Rows", lambda path: Numbered(len(lengths)))
-        monkeypatch.setattr(train, "lay_out", lay_out)
-        return Plan(replace(recipe, **{"steps": 0, **changes}), None, place)
+        lesson = SimpleNamespace(rows=Numbered(len(lengths)), lay_out=lay_out)
+        return Plan(replace(recipe, **{"steps": 0, **changes}), lesson, place)
 
     return plan
 
@@ -534,7 +541,7 @@ def spoiled(home, tmp_path, bad, n=200):
 def test_bad_rows_are_left_out_by_name(home, recipe, tmp_path, capsys):
     bad = {3: "{broken", 50: {"clips": ["none.wav"]}}
     recipe = replace(recipe, data=str(spoiled(home, tmp_path, bad)), steps=0)
-    plan = Plan(recipe, net_of(recipe))
+    plan = plan_of(recipe)
     found = [id for step in steps_of(plan) for id in ids_of(step)]
     assert sorted(found) == sorted(f"row-{i}" for i in range(200) if i not in bad)
     assert len(plan.bad) == 2
@@ -548,13 +555,13 @@ def test_more_than_one_in_a_hundred_stop_the_run(home, recipe, tmp_path):
     bad = dict.fromkeys((3, 50, 120), "[]")
     recipe = replace(recipe, data=str(spoiled(home, tmp_path, bad)), steps=0)
     with pytest.raises(BadInput, match="rows.jsonl: expected at most 1 % of bad rows, found 3 of"):
-        steps_of(Plan(recipe, net_of(recipe)))
+        steps_of(plan_of(recipe))
 
 
 def test_all_bad_is_no_endless_search(home, recipe, tmp_path):
     recipe = replace(recipe, data=str(spoiled(home, tmp_path, {0: "?"}, n=1)))
     with pytest.raises(BadInput, match="1 of 1"):
-        steps_of(Plan(recipe, net_of(recipe)))
+        steps_of(plan_of(recipe))
 
 
 def test_a_short_clip_and_a_long_example_are_left_out_by_name(home, recipe, tmp_path, capsys):
@@ -562,7 +569,7 @@ def test_a_short_clip_and_a_long_example_are_left_out_by_name(home, recipe, tmp_
         home, tmp_path, {7: {**ONE, "clips": ["short.wav"]}, 9: {"question": "why? " * 200}}
     )
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
-    plan = Plan(replace(recipe, data=str(path), steps=0), net_of(recipe))
+    plan = plan_of(replace(recipe, data=str(path), steps=0))
     assert sum(len(ids_of(step)) for step in steps_of(plan)) == 198
     said = capsys.readouterr().err
     assert "row 8 (row-7): clip short.wav: expected at least 321 samples" in said
@@ -575,7 +582,7 @@ def test_a_clip_that_cannot_be_decoded_takes_its_example_with_it(home, recipe, t
     soundfile.write(tmp_path / "cut.flac", np.random.default_rng(0).uniform(-1, 1, 9000), 16000)
     whole = (tmp_path / "cut.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[:3000])
-    plan = Plan(replace(recipe, data=str(path), steps=0, batch=20), net_of(recipe))
+    plan = plan_of(replace(recipe, data=str(path), steps=0, batch=20))
     steps = list(train.decoded(plan, 0, 1))
     found = [e.id for step in steps for row in step.rows for e in row]
     assert sorted(found) == sorted(f"row-{i}" for i in range(200) if i != 7)
@@ -593,10 +600,7 @@ def test_rows_may_be_an_array_or_of_others(home, recipe):
     plain = train.Rows(recipe.data)
     assert [train.Rows(array)[i] for i in range(40)] == [plain[i] for i in range(40)]
     assert train.Rows(array).licences == plain.licences == ["CC-BY-4.0", "CC0-1.0"]
-    plan = Plan(
-        replace(recipe, data=str(write_rows(home / "theirs.jsonl", theirs)), steps=0),
-        net_of(recipe),
-    )
+    plan = plan_of(replace(recipe, data=str(write_rows(home / "theirs.jsonl", theirs)), steps=0))
     assert sum(len(ids_of(step)) for step in steps_of(plan)) == 40
 
 
@@ -604,7 +608,7 @@ def test_a_clip_named_twice_is_given_twice_and_decoded_once(home, recipe):
     row = make_rows(1, ["0.wav", "1.wav", "2.wav"])[0] | ONE
     row |= {"clips": ["0.wav", "1.wav"], "question": "<sound-2> or <sound-1>, <sound-2>?"}
     path = write_rows(home / "twice.jsonl", [row])
-    plan = Plan(replace(recipe, data=str(path)), net_of(recipe))
+    plan = plan_of(replace(recipe, data=str(path)))
     (example,) = heard(plan, 1)
     assert [len(clip) for clip in example.clips] == [4800, 4000, 4800]
     assert example.clips[0] is example.clips[2]
@@ -658,13 +662,14 @@ def test_the_header_and_the_log(unbroken, home):
     assert first.startswith("recipe polyaudio, but base ")
     assert "lr 0.001" in first and "rank 4" in first
     assert "recompute" not in first and "warmup" not in first, "only what differs"
-    net, named = learning(recipe)
+    lesson = learning(recipe)
+    net, named = lesson.net, lesson.named
     total, trained = (
         sum(p.numel() for p in ps) for ps in (net.parameters(), (p for _, p in named))
     )
     for words in (
         "on 1 x cpu", f"parameters: {total:,}, trained: {trained:,}", "code: ", "steps: 6",
-        "licences: CC-BY-4.0, CC0-1.0", "row-0: <|im_start|>system\n", "user\n(audio 1: [BOA]<",
+        "licences: CC-BY-4.0, CC0-1.0", ": <|im_start|>system\n", "user\n(audio 1: [BOA]<",
         " slots>[EOA])", "<|im_start|>assistant\naudio 1: rain. The answer is: audio ",
     ):  # fmt: skip
         assert words in err, words
@@ -673,7 +678,7 @@ def test_the_header_and_the_log(unbroken, home):
     for line in lines:
         assert set(line) == {
             "step", "loss", "lr", "norm", "examples/s", "tokens/s", "fill", "memory_gb",
-            "left_min", "bad_rows", "skipped_steps", "dev",
+            "left_min", "minutes", "bad_rows", "skipped_steps", "dev",
         }  # fmt: skip
         assert line["loss"] > 0 and line["norm"] > 0 and 0.2 < line["fill"] <= 1
         assert set(line["dev"]) == set(TASKS)
@@ -823,7 +828,7 @@ def test_three_in_a_row_stop_the_run_with_the_ids(recipe):
     net = net_of(recipe)
     recipe = replace(recipe, batch=1, steps=9, every=1)
     Losing(net, lambda call, examples: call >= 3)
-    plan = Plan(recipe, learning(recipe)[0])
+    plan = plan_of(recipe)
     fifth = [ids_of(plan.step()) for _ in range(5)][-1]
     with pytest.raises(
         BadInput, match=rf"step 4: .* none, as in the 2 steps before, on {fifth[0]}"
@@ -833,10 +838,11 @@ def test_three_in_a_row_stop_the_run_with_the_ids(recipe):
 
 
 def test_the_ids_are_those_of_the_row(recipe):
-    net, named = learning(recipe)
-    rows = [[e] for e in heard(Plan(recipe, net), 3)]
+    lesson = learning(recipe)
+    net, named = lesson.net, lesson.named
+    rows = [[e] for e in heard(Plan(recipe, lesson), 3)]
     Losing(net, lambda call, examples: call == 2)
-    lost = train.gradients(net, rows, Ranks(), named, net.dtype)[3]
+    lost = train.gradients(lesson, rows, Ranks(), net.dtype)[3]
     assert lost == [rows[1][0].id]
 
 
@@ -855,7 +861,7 @@ def test_a_look_scores_by_task(recipe, home, monkeypatch):
 
     monkeypatch.setattr(train, "answer_all", answers)
     net = net_of(recipe)
-    assert train.look(net, recipe, Ranks(), 100) == right
+    assert train.look(learning(recipe, net), Ranks()) == right
     assert train.macro(right) == pytest.approx(2 / 3)
     assert net.training, "and it goes on learning"
 
@@ -866,7 +872,7 @@ def test_ranks_share_a_look(recipe, home, monkeypatch):
     monkeypatch.setattr(train, "answer_all", lambda net, items, **how: ((k, "") for k, *_ in items))
     monkeypatch.setattr(Ranks, "gather", lambda self, value: keys.append(len(value)) or [value])
     for rank in range(4):
-        train.look(net_of(recipe), recipe, Ranks(rank, 4), 100)
+        train.look(learning(recipe), Ranks(rank, 4))
     assert keys == [2, 2, 1, 1]
 
 
@@ -978,7 +984,7 @@ def test_three_ranks_do_not_wait_for_each_other_where_there_is_little_to_do(reci
 def test_every_example_is_one_ranks(recipe, batch):
     """Where all did all, the mean would be the same, and nobody would be faster."""
     recipe = replace(recipe, batch=batch, steps=0)
-    plans = [train.decoded(Plan(recipe, net_of(recipe)), rank, 3) for rank in range(3)]
+    plans = [train.decoded(plan_of(recipe), rank, 3) for rank in range(3)]
     for steps in zip(*plans, strict=True):
         assert sorted(e.id for step in steps for row in step.rows for e in row) == sorted(
             steps[0].ids
@@ -1036,7 +1042,7 @@ def trained(recipe):
     recipe = replace(recipe, steps=3, lr=0.02)
     in_process(recipe)
     net = PolyAudio.from_dir(recipe.out)
-    example = heard(Plan(recipe, net), 1)[0]
+    example = heard(Plan(recipe, lesson), 1)[0]
     with torch.no_grad():
         logits = net.logits(example.ids, example.clips)
         before = net_of(recipe).logits(example.ids, example.clips)
@@ -1188,10 +1194,7 @@ def test_a_dry_run_counts_right(recipe, unbroken, tmp_path, capsys):
     shutil.copytree(recipe.base, base, ignore=shutil.ignore_patterns("*.safetensors*"))
     recipe = replace(recipe, base=str(base), steps=0)
     said = dry(capsys, *flags(recipe, steps=0, epochs=2))
-    tokens = sum(
-        s.tokens
-        for s in train.decoded(Plan(replace(recipe, epochs=1), learning(unbroken.recipe)[0]), 0, 1)
-    )
+    tokens = sum(s.tokens for s in train.decoded(plan_of(replace(unbroken.recipe, epochs=1)), 0, 1))
     assert f"tokens of an epoch: {tokens:,}, {tokens / 40:,.0f} an example, by 40 of 40" in said
     assert "steps: 20 of 4 examples" in said
     parameters = re.search(r"parameters: .*", unbroken.err)[0]
@@ -1222,8 +1225,9 @@ def test_work_is_what_the_matrices_do(recipe):
     from torch.utils.flop_counter import FlopCounterMode
 
     recipe = replace(recipe, recompute=0, tokens=4000)
-    net, named = learning(recipe)
-    example = heard(Plan(recipe, net), 1)[0]
+    lesson = learning(recipe)
+    net, named = lesson.net, lesson.named
+    example = heard(Plan(recipe, lesson), 1)[0]
     text = replace(
         example, clips=[], ids=[5 if i == net.config.audio_token else i for i in example.ids]
     )

@@ -1,0 +1,485 @@
+"""The small model: that it starts out able to copy, what its lessons teach, that its phases follow
+one another through any stop, and that others read what comes of it.
+
+Everything runs on a toy world of some hundred clips, a few steps a phase: whether it learns well is
+for the bench to say, not for these tests."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import model
+import pytest
+import soundfile
+import torch
+import train
+from model import PolyAudio
+from prepare import BadInput
+from tests.checkpoints import oracle_logits
+from tests.conftest import ROOT
+from transformers import AudioFlamingo3ForConditionalGeneration
+
+from train import PHASES, RECIPES, Plan, Ranks
+
+
+def call(*words, code=0, **env) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A world of 700 clips, questions on it, and a network from nothing."""
+    toy = tmp_path_factory.mktemp("toy")
+    words = ["--clips", 700, "--out", toy, "--workers", 1]
+    call("synth.py", *words, "--train", 300, "--bench", 0)
+    call("synth.py", *words, "--train", 0, "--split", "dev", "--bench", 28)
+    train.from_nothing(recipe_on(toy), toy / "base")
+    return toy
+
+
+def recipe_on(toy, **changes):
+    where = {
+        "data": str(toy / "train.jsonl"), "dev": str(toy / "bench-dev.jsonl"), "look": 16,
+        "corpus": str(toy / "world" / "corpus.jsonl"), "base": str(toy / "base"), "workers": 2,
+        "out": str(toy / "run"), "cache": "", "steps": 4, "batch": 8,
+    }  # fmt: skip
+    return replace(RECIPES["tiny"], **{**where, **changes})
+
+
+@pytest.fixture
+def recipe(toy, tmp_path):
+    return recipe_on(toy, out=str(tmp_path / "run"))
+
+
+def lesson_of(recipe):
+    net = PolyAudio.from_dir(recipe.base)
+    return train.LESSONS[recipe.teach](net, recipe)
+
+
+def heard(lesson, n):
+    plan = Plan(lesson.recipe, lesson)
+    plan.fill()
+    return [train.load(plan, example) for example in list(plan.waiting.values())[:n]]
+
+
+# ------------------------------------------------------------------------------------------------
+# From nothing.
+
+
+def test_it_has_the_size_and_the_shape_that_were_promised(toy):
+    net = PolyAudio.from_dir(toy / "base")
+    total = sum(p.numel() for p in net.parameters())
+    assert 5.0e6 < total < 5.5e6
+    assert net.config.kind == "audioflamingo3" and net.layout == "polyaudio"
+    assert len(net.tokenizer) == net.config.decoder.vocab == 1024
+    assert net.tokenizer.decode(net.stops) == "<|im_end|>" or net.stops
+
+
+def test_transformers_loads_it_with_the_same_logits(toy):
+    net = PolyAudio.from_dir(toy / "base")
+    wave = np.random.default_rng(0).uniform(-0.1, 0.1, 16_000).astype(np.float32)
+    ids = net.prompt([{"role": "user", "content": "Which one is it?"}], [wave])[0]
+    with torch.no_grad():
+        found = net.logits(ids, [wave])
+    theirs = AudioFlamingo3ForConditionalGeneration.from_pretrained(toy / "base").eval()
+    expected = oracle_logits("af3", theirs, ids, [wave])
+    assert (found - expected).abs().max() < 1e-3
+
+
+def test_some_heads_look_one_and_two_tokens_back(toy, monkeypatch):
+    """Before anything is learned: at least four fifths of their attention is there."""
+    net, seen = PolyAudio.from_dir(toy / "base"), []
+    layer = net.language_model.layers[0].self_attn
+
+    def spy(q, k, v, cu_q, cu_k, causal):
+        seen.append((q.float(), k.float()))
+        return plain(q, k, v, cu_q, cu_k, causal)
+
+    plain = model.attention
+    monkeypatch.setattr(model, "attention", spy)
+    ids = net.tokenizer.encode("one red dog and two green lions are at the beach, said the driver")
+    with torch.no_grad():
+        net.logits(ids, [])
+    q, k = seen[0]
+    assert layer.q_proj.bias.abs().max() > 1
+    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -math.inf)
+    for head, back in enumerate((1, 2)):
+        there = scores[head].softmax(-1).diagonal(-back)
+        assert there.mean() > 0.8, (head, back)
+
+
+def test_it_copies_before_it_has_learned(toy):
+    """Behind "audio 2:" the likeliest of the words is the one that stood there before; without the
+    heads that are set out, it is hardly ever."""
+    net = PolyAudio.from_dir(toy / "base")
+
+    def right(net):
+        said = ["rain", "wind", "thunder", "snake", "violin", "driver", "beach", "doctor"]
+        dice, hits = np.random.default_rng(0), []
+        for _ in range(40):
+            one, two, three = dice.choice(said, 3, replace=False)
+            told = f"audio 1: {one}; audio 2: {two}; audio 3: {three}.\n"
+            asked = int(dice.integers(1, 4))
+            ids = net.tokenizer.encode(f"{told}audio {asked}:")
+            wanted = net.tokenizer.encode(f" {(one, two, three)[asked - 1]}")[0]
+            with torch.no_grad():
+                logits = net.logits(ids, [])[-1]
+            words = [net.tokenizer.encode(f" {word}")[0] for word in said]
+            hits.append(words[logits[words].argmax()] == wanted)
+        return sum(hits) / len(hits)
+
+    assert right(net) > 0.8
+    with torch.no_grad():
+        for layer in net.language_model.layers[1:3]:
+            layer.self_attn.q_proj.weight.normal_(std=0.07)
+    assert right(net) < 0.6
+
+
+# ------------------------------------------------------------------------------------------------
+# Lessons.
+
+
+def test_labels_say_what_sounds_when():
+    row = {
+        "duration": 2.0, "split": "train",
+        "events": [["dog bark", 0.5, 0.8], ["dog bark", 1.0, 1.2], ["rain", 0.0, 2.0]],
+        "words": [["snake", 0.2, 0.6]], "speaker": "toy-1", "quality": {"label": "noise"},
+    }  # fmt: skip
+    found = list(train.labels_of(row))
+    assert ("event", "dog bark", 1.0, 1.2) in found
+    assert ("times", "twice", 0.5, 0.8) in found and ("times", "once", 0.0, 2.0) in found
+    edges = [(name, round(on, 2)) for kind, name, on, _ in found if kind == "edge"]
+    assert ("from", 0.2) in edges and ("to", 0.56) in edges and len(edges) == 8
+    assert ("speaker", "toy-1", 0, 2.0) in found and ("quality", "noise", 0, 2.0) in found
+    assert not any(kind in ("mode", "emotion") for kind, *_ in found)
+
+
+def test_numbers_are_scaled_and_absent_where_there_are_none():
+    row = {"voice": {"f0": 85}, "quality": {"label": "noise", "strength": 5}}
+    tempo, energy, f0, tract, strength = train.numbers_of(row)
+    assert math.isnan(tempo) and math.isnan(energy) and math.isnan(tract)
+    assert (f0, strength) == (0.0, 0.25)
+    assert math.isnan(train.numbers_of({"quality": {"label": "echo", "strength": 5}})[-1])
+
+
+def test_slots_are_hot_where_a_name_is_heard(recipe):
+    lesson = lesson_of(replace(recipe, teach="names", trains="audio_tower"))
+    (example,) = heard(lesson, 1)
+    hot = lesson.hot([example])
+    assert hot.shape == (len(example.ids), len(lesson.names))
+    for kind, name, on, off in train.labels_of(example.row):
+        column = hot[:, lesson.place[kind, name]]
+        assert column[min(int(on / 0.04), len(column) - 1)] == 1
+    assert 0 < hot.mean() < 0.2
+
+
+@pytest.mark.parametrize("teach", ["names", "meanings", "answers"])
+def test_each_lesson_is_learned_by_heart(recipe, teach):
+    """A few examples, some dozen steps: the loss falls to less than half."""
+    trains = {"names": "audio_tower", "meanings": "multi_modal_projector", "answers": ""}[teach]
+    recipe = replace(recipe, teach=teach, trains=trains)
+    lesson = lesson_of(recipe)
+    opts = train.optimizers(recipe, lesson.named)
+    full = [[group["lr"] for group in opt.param_groups] for opt in opts]
+    rows, found = [heard(lesson, 4)], []
+    frozen = {n: p.clone() for n, p in lesson.net.named_parameters() if not p.requires_grad}
+    for _ in range(100 if teach == "meanings" else 40):
+        loss, *_ = train.gradients(lesson, rows, Ranks(), torch.float32)
+        train.update(opts, full, lesson.named, 1.0, 0.5, loss)
+        found.append(loss)
+    assert found[-1] < found[0] / 2
+    now = dict(lesson.net.named_parameters())
+    assert all(torch.equal(p, now[name]) for name, p in frozen.items())
+    assert {n.partition(".")[0] for n, _ in lesson.named} >= ({trains} if trains else set())
+
+
+@pytest.mark.parametrize("teach", ["names", "meanings"])
+def test_a_look_counts_on_the_dev_split_alone(recipe, teach, monkeypatch):
+    lesson = lesson_of(replace(recipe, teach=teach, trains="audio_tower", look=10_000))
+    assert {row["split"] for row in lesson.dev} == {"dev"}
+    rows = [lesson.rows[i] for i in range(len(lesson.rows))]
+    assert len(lesson.dev) == sum(row["split"] == "dev" for row in rows)
+    seen = []
+    plain = lesson.told
+    monkeypatch.setattr(lesson, "told", lambda e: seen.extend(e) or plain(e))
+    with torch.no_grad():
+        whole = lesson.look(Ranks())
+    assert sorted(e.id for e in seen) == sorted(row["id"] for row in lesson.dev)
+    assert whole and all(0 <= right <= 1 for right in whole.values())
+
+
+def test_a_perfect_ear_gets_full_marks(recipe, monkeypatch):
+    """With heads that say what is there, every kind is 1; saying all of the opposite, 0."""
+    lesson = lesson_of(replace(recipe, teach="names", trains="audio_tower"))
+    examples = heard(lesson, 5)
+    for sign, right in ((1, 1.0), (-1, 0.0)):
+        said = sign * (lesson.hot(examples) * 2 - 1)
+        monkeypatch.setitem(lesson.heads._modules, "name", lambda x: said)
+        counts = lesson.told(examples)
+        assert {(a / b).item() for a, b in counts.values() if b} == {right}
+        assert "speaker" not in counts
+
+
+def test_meanings_are_sums_of_embeddings(recipe):
+    lesson = lesson_of(replace(recipe, teach="meanings", trains="multi_modal_projector"))
+    net = lesson.net
+    place = lesson.place["event", "rain"]
+    table = net.language_model.embed_tokens.weight
+    assert torch.equal(lesson.said[place], table[net.tokenizer.encode(" rain")].sum(0))
+    phones = [i for i, (kind, _) in enumerate(lesson.names) if kind == "phone"]
+    assert (lesson.said[phones] == 0).all()
+    speakers = [i for i, (kind, _) in enumerate(lesson.names) if kind == "speaker"]
+    assert (lesson.said[speakers].norm(dim=1) > 0).all()
+    times = table[net.tokenizer.encode(" 1.2")].sum(0)
+    assert torch.equal(lesson.times[30], times)
+
+
+# ------------------------------------------------------------------------------------------------
+# What examples are drawn, and how they are put.
+
+
+def drawn(recipe):
+    lesson = lesson_of(replace(recipe, steps=0))
+    plan = Plan(replace(recipe, steps=0, epochs=1), lesson)
+    found = []
+    while rows := plan.step():
+        found += [e for row in rows for e in row]
+    return found, lesson
+
+
+def test_a_share_is_written_out(recipe):
+    found, _ = drawn(replace(recipe, text=0.25))
+    written = [e for e in found if not e.clips]
+    assert 0.15 < len(written) / len(found) < 0.35
+    found, _ = drawn(replace(recipe, text=1.0))
+    assert not any(e.clips for e in found)
+
+
+def test_no_more_clips_than_asked_for(recipe):
+    found, _ = drawn(replace(recipe, most=2))
+    everything, _ = drawn(recipe)
+    assert {len(e.clips) for e in found} == {1, 2}
+    assert len(found) == sum(len(e.clips) <= 2 for e in everything)
+
+
+def test_tasks_are_drawn_as_often_as_told(recipe):
+    everything, lesson = drawn(recipe)
+    found, _ = drawn(replace(recipe, tasks="counting 2, tag 0, order 1.5"))
+    count = {t: [sum(e.task == t for e in some) for some in (everything, found)]
+             for t, _ in lesson.rows.tasks}  # fmt: skip
+    assert count["counting"][1] == 2 * count["counting"][0] > 0
+    assert count["tag"][1] == 0 < count["tag"][0]
+    assert count["order"][0] < count["order"][1] < 2 * count["order"][0]
+    rest = set(count) - {"counting", "tag", "order"}
+    assert all(count[task][0] == count[task][1] for task in rest)
+    with pytest.raises(BadInput, match="--tasks: expected a task or skill and a number"):
+        drawn(replace(recipe, tasks="dancing 2"))
+
+
+@pytest.mark.parametrize("view", ["concat", "no-index", "no-boundary", "text-only"])
+def test_examples_are_put_as_the_view_says(recipe, view):
+    found, lesson = drawn(replace(recipe, view=view))
+    text = train.spelled(lesson.net, next(e for e in found if e.task == "odd").ids)
+    slots = len(re.findall(r"<\d+ slots>", text))
+    prompt = text.partition("<|im_start|>assistant")[0]
+    assert (slots == 1) == (view == "concat") and (slots == 0) == (view == "text-only")
+    assert ("audio 2:" in prompt) == (view == "no-boundary")
+    assert ("[BOA]" in prompt) == (view in ("concat", "no-index"))
+
+
+# ------------------------------------------------------------------------------------------------
+# What is kept of clips.
+
+
+@pytest.mark.parametrize("trains", ["", "language_model"])
+def test_what_is_kept_is_what_would_be_worked_out(recipe, tmp_path, trains, monkeypatch):
+    """Mels where the encoder learns, its rows where it does not; the second time from the file."""
+    kind = "rows" if trains else "mels"
+    kept = replace(recipe, trains=trains, cache=str(tmp_path / "cache"))
+    lesson, plain = lesson_of(kept), lesson_of(replace(kept, cache=""))
+    first = heard(lesson, 6)
+    files = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert files and all(path.parent.name.startswith(kind) for path in files)
+    monkeypatch.setattr(lesson.sounds, "work_out", None)
+    again = heard(lesson, 6)
+    losses = []
+    for mine, examples in ((lesson, first), (lesson, again), (plain, heard(plain, 6))):
+        with torch.no_grad():
+            losses.append(mine.loss(examples)[0].item())
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-3)
+
+
+def test_another_file_of_the_same_name_is_another_clip(recipe, tmp_path):
+    lesson = lesson_of(replace(recipe, cache=str(tmp_path / "cache"), trains="language_model"))
+    lesson.sounds.root = tmp_path
+    lengths = []
+    for seconds in (1, 2):
+        soundfile.write(tmp_path / "a.wav", np.full(16_000 * seconds, 0.1), 16_000)
+        lengths.append(len(lesson.sounds("a.wav")))
+    assert lengths == [25, 50]
+    other = lesson_of(replace(recipe, cache=str(tmp_path / "cache"), trains=""))
+    assert other.sounds.folder != lesson.sounds.folder
+
+
+# ------------------------------------------------------------------------------------------------
+# The phases.
+
+
+def small(toy, out, *words):
+    where = recipe_on(toy)
+    names = ("data", "dev", "corpus")
+    given = [f"--{name}={getattr(where, name)}" for name in names]
+    return ["train.py", *given, f"--out={out}", f"--cache={toy / 'cache'}", "--look=4", "--batch=4",
+            "--every=1", "--steps=2", *words]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """All phases, two steps each, on one rank."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, call(*small(toy, out), WORLD_SIZE="1")
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_phases_follow_one_another(whole):
+    out, said = whole
+    assert re.findall(r"phase (\w+):", said) == list(PHASES)
+    assert len(re.findall(r"gate [\d.]+: (?:NOT )?passed", said)) == len(PHASES)
+    folders = [train.phase_folder(out, name) for name in PHASES]
+    for folder in folders:
+        log = log_of(folder)
+        assert [line["step"] for line in log if "step" in line] == [1, 2]
+        assert log[-1]["gate"] == PHASES[folder.name if folder != out else "answer"]["gate"]
+        assert json.loads((folder / "train.json").read_text())["steps"] == 2
+    tensors = [dict(PolyAudio.from_dir(folder).named_parameters()) for folder in folders]
+    trained = [tuple(PHASES[name]["trains"].split(", ")) for name in PHASES]
+    for before, after, names in zip(tensors, tensors[1:], trained[1:]):
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed and all(name.startswith(names) for name in changed)
+    assert (out / "best" / "model.safetensors").exists()
+
+
+def test_a_phase_may_be_begun_again_and_the_rest_follows(whole, toy, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    said = call(*small(toy, out, "--from-phase=join"), WORLD_SIZE="1")
+    assert re.findall(r"phase (\w+):", said) == ["join", "answer"]
+    same = [torch.equal(a, b) for a, b in zip(
+        PolyAudio.from_dir(out).parameters(), PolyAudio.from_dir(whole[0]).parameters())]  # fmt: skip
+    assert all(same), "the same steps come to the same"
+    said = call(*small(toy, out, "--resume"), WORLD_SIZE="1")
+    assert "phase" not in said, "nothing is left to do"
+
+
+def test_a_run_that_is_there_is_not_overwritten(whole, toy):
+    said = call(*small(toy, whole[0]), code=2)
+    assert "expected --resume, or no checkpoint there, found that of step 2" in said
+
+
+def test_a_run_goes_on_in_the_phase_where_it_stopped(whole, toy, tmp_path):
+    """As if killed in the second phase: its last checkpoint is of step 1."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    for folder in ("read", "join", "best"):
+        shutil.rmtree(out / folder)
+    for path in [*out.glob("state-*"), out / "pairs" / "state-0000002.json"]:
+        path.unlink()
+    said = call(*small(toy, out, "--resume"), WORLD_SIZE="1")
+    assert re.findall(r"phase (\w+):", said) == ["pairs", "read", "join", "answer"]
+    assert "steps: 2, from 1" in said
+    one, other = (PolyAudio.from_dir(folder).parameters() for folder in (out, whole[0]))
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_two_cores_take_a_rank_each(toy, tmp_path, monkeypatch):
+    """What is begun by hand begins again as torchrun: one rank a core, the same flags."""
+    begun = []
+    monkeypatch.setattr(train.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(train.os, "execv", lambda program, words: begun.append(words))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(train.sys, "argv", ["train.py", "--seed", "3"])
+    train.spread_out(torch.device("cpu"))
+    assert begun[0][-3:] == ["train.py", "--seed", "3"]
+    assert begun[0][begun[0].index("--nproc-per-node") + 1] == "2"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train.spread_out(torch.device("cpu"))
+    assert len(begun) == 1
+
+
+def test_the_default_command_runs_on_all_cores(toy, tmp_path):
+    said = call(*small(toy, tmp_path / "run"))
+    assert re.findall(r"phase (\w+):", said) == list(PHASES)
+    assert f"on {min(os.cpu_count(), 8)} x cpu" in said
+
+
+def test_a_checkpoint_with_a_card_and_a_log(whole, tmp_path):
+    out = tmp_path / "tiny"
+    call("train.py", "--merge", whole[0], "--out", out, "--dtype", "bf16")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    assert size < 11e6
+    text = (out / "README.md").read_text()
+    total = sum(p.numel() for p in PolyAudio.from_dir(out).parameters())
+    assert text.startswith("# tiny\n") and f"{total:,} parameters" in text
+    assert "Made from nothing" in text and "CC0-1.0" in text and "- hear: " in text
+    phases = [line["phase"] for line in map(json.loads, (out / "log.jsonl").open())]
+    assert list(dict.fromkeys(phases)) == list(PHASES)
+    one, other = PolyAudio.from_dir(out), PolyAudio.from_dir(whole[0])
+    for a, b in zip(one.parameters(), other.parameters()):
+        assert torch.equal(a, b.bfloat16().float())
+    said = call("sample.py", "--clips", ROOT / "clips" / sorted(
+        p.name for p in (ROOT / "clips").iterdir())[0], "--ask", "What?", "--weights", out)  # fmt: skip
+    assert said.strip()
+
+
+def test_what_forbids_commerce_says_so(whole):
+    made = json.loads((whole[0] / "train.json").read_text())
+    net = PolyAudio.from_dir(whole[0])
+    bound = train.card(net, "x", {**made, "licences": ["CC0-1.0", "CC-BY-NC-4.0"]}, [])
+    assert "Not for commerce: CC-BY-NC-4.0" in bound
+    assert "commerce" not in train.card(net, "x", made, [])
+
+
+def test_arms_differ_in_one_thing_and_are_told_in_a_table(whole, toy, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    words = small(toy, out, "--ablate", "--steps=1")
+    said = call(*words, WORLD_SIZE="1")
+    table = json.loads((out / "ablate" / "table.json").read_text())
+    assert list(table) == [*list(train.ARMS)[:1], *train.ASKED, *list(train.ARMS)[1:]]
+    assert all(len(runs) == train.SEEDS for runs in table.values())
+    made = {arm: json.loads((out / "ablate" / f"{arm.replace(' ', '-')}-0" / "train.json").read_text())
+            for arm in train.ARMS}  # fmt: skip
+    for arm, fields in made.items():
+        own = {k for k, v in fields.items() if v != made["interleaved"][k]} - {"out"}
+        assert own == set(train.ARMS[arm]) - {"trains"} | ({"base"} if "perc" in arm else set())
+    assert re.search(r"concatenated +0\.\d{3} +0\.\d{3}", said)
+    again = call(*words, WORLD_SIZE="1")
+    assert "arm " not in again, "what is done is not done again"
+
+
+def test_ablations_want_the_encoder(toy, tmp_path):
+    said = call(*small(toy, tmp_path / "none", "--ablate"), code=2, WORLD_SIZE="1")
+    assert "expected what the phase join left, found nothing" in said
+    assert not Path(tmp_path / "none").exists()
+
+
+def test_without_data_the_first_command_says_how_to_make_it(tmp_path):
+    said = call("train.py", "--data", tmp_path / "toy.jsonl", code=2)
+    assert "python synth.py makes it" in said
