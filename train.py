@@ -95,7 +95,7 @@ class Recipe:
 
 
 RECIPES = {
-    "tiny": Recipe(base="", out="runs/tiny", cache="runs/tiny/cache", lora="", lr=3e-3, muon=0.02,
+    "tiny": Recipe(base="", out="runs/tiny", cache="data/toy/cache", lora="", lr=3e-3, muon=0.02,
                    hold=0.2, floor=0.02, batch=32, tokens=4096, recompute=0, workers=1, looks=10,
                    dtype="bf16"),  # its phases stand below
     "polyaudio": Recipe(),  # the paper's section 4.1; it leaves rank and number of steps open
@@ -110,8 +110,8 @@ PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 2400, "gate": 0.8},
     "pairs": {"text": 1.0, "most": 2, **LOGIC, "steps": 1500, "gate": 0.3},
     "read": {"text": 1.0, **LOGIC, "steps": 2500, "gate": 0.9},
-    "join": {"teach": "meanings", "trains": JOINT, "steps": 300, "gate": 0.9},
-    "answer": {"text": 0.2, "trains": f"{LANGUAGE}, {JOINT}", "steps": 4500, "weight": 2.0,
+    "join": {"teach": "meanings", "trains": JOINT, "steps": 500, "gate": 0.8},
+    "answer": {"text": 0.2, "trains": f"{LANGUAGE}, {JOINT}", "steps": 3600, "weight": 2.0,
                "muon": 0.01, "lr": 2e-3, "gate": 0.6},
 }  # fmt: skip
 
@@ -1588,7 +1588,8 @@ def check_recipe(recipe):
         ("epochs", recipe.steps > 0 or 0 < recipe.epochs < math.inf, "a number above 0"),
         ("steps", recipe.steps >= 0, "0 or more"),
         ("muon", 0 <= recipe.muon < math.inf, "0 or more"),
-        *((name, 0 <= getattr(recipe, name) <= 1, share) for name in ("warmup", "hold", "floor", "text", "gate")),
+        *((name, 0 <= getattr(recipe, name) <= 1, share)
+          for name in ("warmup", "hold", "floor", "text", "gate")),
     ):  # fmt: skip
         expect(fine, f"--{name}", wanted, repr(getattr(recipe, name)))
     for path in (recipe.data, recipe.dev):

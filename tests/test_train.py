@@ -839,7 +839,7 @@ def test_three_in_a_row_stop_the_run_with_the_ids(recipe):
 
 def test_the_ids_are_those_of_the_row(recipe):
     lesson = learning(recipe)
-    net, named = lesson.net, lesson.named
+    net = lesson.net
     rows = [[e] for e in heard(Plan(recipe, lesson), 3)]
     Losing(net, lambda call, examples: call == 2)
     lost = train.gradients(lesson, rows, Ranks(), net.dtype)[3]
@@ -1042,7 +1042,7 @@ def trained(recipe):
     recipe = replace(recipe, steps=3, lr=0.02)
     in_process(recipe)
     net = PolyAudio.from_dir(recipe.out)
-    example = heard(Plan(recipe, lesson), 1)[0]
+    example = heard(plan_of(recipe), 1)[0]
     with torch.no_grad():
         logits = net.logits(example.ids, example.clips)
         before = net_of(recipe).logits(example.ids, example.clips)
@@ -1226,7 +1226,7 @@ def test_work_is_what_the_matrices_do(recipe):
 
     recipe = replace(recipe, recompute=0, tokens=4000)
     lesson = learning(recipe)
-    net, named = lesson.net, lesson.named
+    net = lesson.net
     example = heard(Plan(recipe, lesson), 1)[0]
     text = replace(
         example, clips=[], ids=[5 if i == net.config.audio_token else i for i in example.ids]
