@@ -2,6 +2,7 @@
 
     python -m tests.bench                    # all but load: both types, five rounds
     python -m tests.bench first --dtype f32  # one of them
+    python -m tests.bench learn              # a LoRA step beside transformers and PEFT
     python -m tests.bench load               # 16.5 GB in shards, made, loaded, measured (~15 min)
 
 The network is Whisper-small's encoder (12 x 768) with Qwen2.5-0.5B's decoder (24 x 896), on a GPU
@@ -9,6 +10,8 @@ one of Audio Flamingo 3's own size; weights random. Both arms answer the same qu
 clips of 4 s. They must agree first; then they take turns for some rounds in one process, and the
 medians are compared. What the machine can do at most, a large matrix product and a long read, is
 measured in the same rounds. Peak memory is taken once from a process of its own for each arm.
+Learning is a step of AdamW on adapters of rank 16, of four examples of three clips of 1 to 10 s:
+packed here, padded to the longest there, as its processor and collator do.
 `others` is how many cores other programs used meanwhile: above 0.2 the row is not worth quoting.
 """
 
@@ -33,7 +36,7 @@ import torch  # noqa: E402
 
 import kernels  # noqa: E402
 from model import PolyAudio, free_memory  # noqa: E402
-from prepare import log_mels, resample  # noqa: E402
+from prepare import log_mels, n_slots, resample  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "data" / "bench"
@@ -47,6 +50,7 @@ MUST = {  # (must, aim) of the ratio, where one was set
     ("mel", "f32"): (7, 12), ("encoder", "f32"): (9, 11), ("encoder", "bf16"): (11, 15),
     ("first", "f32"): (3.5, 6), ("first", "bf16"): (3.5, 5),
     ("decode", "f32"): (1.35, 2), ("decode", "bf16"): (2, 2.4),
+    ("learn", "f32"): (2.5, 3.5), ("learn", "bf16"): (2.5, 3.5),
 }  # fmt: skip
 
 
@@ -116,6 +120,23 @@ def question() -> list[int]:
     return ids + dice.integers(0, 150_000, 540 - len(ids)).tolist()
 
 
+def lessons() -> list[tuple[list, list, list]]:
+    """Four examples: ids, clips of 1 to 10 s, and which ids are an answer's."""
+    dice, found = np.random.default_rng(3), []
+    for _ in range(4):
+        waves = [(0.1 * dice.standard_normal(n)).astype(np.float32)
+                 for n in dice.integers(16_000, 160_000, 3)]  # fmt: skip
+        ids = dice.integers(0, 150_000, 20).tolist()
+        for wave in waves:
+            ids += [SLOT] * n_slots(len(wave)) + dice.integers(0, 150_000, 6).tolist()
+        answer = dice.integers(0, 150_000, 40).tolist()
+        found.append((ids + answer, waves, [False] * len(ids) + [True] * len(answer)))
+    return found
+
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 class Ours:
     def __init__(self, dtype):
         self.net = PolyAudio.from_dir(checkpoint(), DEVICE, DTYPES[dtype])
@@ -133,6 +154,19 @@ class Ours:
 
     def first(self):
         return self.net.generate(self.ids, self.clips, 1)
+
+    def prepare_learn(self):
+        self.net.add_lora(16, 32)
+        self.net.train()
+        learned = [p for p in self.net.parameters() if p.requires_grad]
+        self.opt, self.examples = torch.optim.AdamW(learned, 1e-5), lessons()
+
+    def learn(self):
+        loss, weight = self.net.loss(self.examples)
+        (loss / weight).backward()
+        self.opt.step()
+        self.opt.zero_grad()
+        return [loss.detach() / weight]
 
     def prepare_decode(self):
         self.cache = None
@@ -188,6 +222,33 @@ class Theirs:
 
     def first(self):
         return [int(self.read().logits[0, -1].argmax())]
+
+    def prepare_learn(self):
+        from peft import LoraConfig, get_peft_model
+
+        where = rf".*language_model.*\.({'|'.join(TARGETS)})"
+        self.net = get_peft_model(self.net, LoraConfig(r=16, lora_alpha=32, target_modules=where))
+        self.net.train()
+        learned = [p for p in self.net.parameters() if p.requires_grad]
+        self.opt, self.examples = torch.optim.AdamW(learned, 1e-5), lessons()
+
+    def learn(self):
+        longest = max(len(ids) for ids, _, _ in self.examples)
+        shape = (len(self.examples), longest)
+        ids, labels, seen = (torch.full(shape, fill, device=DEVICE) for fill in (0, -100, 0))
+        for row, (text, _, learned) in enumerate(self.examples):
+            ids[row, : len(text)] = torch.tensor(text)
+            seen[row, : len(text)] = 1
+            for t, flag in enumerate(learned):
+                labels[row, t] = text[t] if flag else -100
+        self.clips = [wave for _, waves, _ in self.examples for wave in waves]
+        self.features()
+        heard = {"input_features": self.given[0], "input_features_mask": self.given[1]}
+        loss = self.net(input_ids=ids, attention_mask=seen, labels=labels, **heard).loss
+        loss.backward()
+        self.opt.step()
+        self.opt.zero_grad()
+        return [loss.detach()]
 
     def prepare_decode(self):
         self.extra, self.cache = 0, None
@@ -257,6 +318,8 @@ def agree(name, dtype, ours, theirs) -> str:
         return f"{same}/{len(mine)} tokens equal"
     if name == "resample":  # without the ends, where both filters see silence
         mine, other = mine[0][500:-500], other[0][500:-500]
+    if name == "learn":
+        mine, other = torch.stack(mine), torch.stack(other)
     if name == "mel":
         mine, other = torch.stack(mine), torch.stack(other)[..., : mine[0].shape[1]]
     error = float((mine.float() - other.float()).norm() / other.float().norm())
@@ -268,9 +331,8 @@ def agree(name, dtype, ours, theirs) -> str:
 
 def compare(name, dtype, rounds):
     ours, theirs = Ours(dtype), Theirs(dtype)
-    if name == "decode":
-        ours.prepare_decode()
-        theirs.prepare_decode()
+    for arm in (ours, theirs):
+        getattr(arm, f"prepare_{name}", lambda: None)()
     parity = agree(name, dtype, ours, theirs)
     arms = {"ours": getattr(ours, name), "theirs": getattr(theirs, name), **ceilings(dtype)}
     in_turn(arms, 1)
@@ -288,6 +350,9 @@ def compare(name, dtype, rounds):
         f"others {others:.2f}",
         flush=True,
     )
+    if name == "learn":
+        tokens = sum(len(ids) for ids, _, _ in ours.examples)
+        print(f"{'':13}{tokens / mine:.0f} tokens/s, theirs {tokens / other:.0f}")
     if name == "decode":
         floor = found["read"][0] / (mine / NEW)
         print(f"{'':13}{floor:.2f} of the read limit; repacked copy {ours.extra / 1e9:.2f} GB")
@@ -296,8 +361,7 @@ def compare(name, dtype, rounds):
 def peak(arm, name, dtype):
     """One arm alone in this process: print its peak resident size."""
     run = {"ours": Ours, "theirs": Theirs}[arm](dtype)
-    if name == "decode":
-        run.prepare_decode()
+    getattr(run, f"prepare_{name}", lambda: None)()
     getattr(run, name)()
     print(peak_bytes() / 1e9)
 
