@@ -1642,6 +1642,9 @@ def main():
     check_recipe(recipe)
     if args.dry_run:
         return run_dry(recipe, args)
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    if not recipe.base and on_cpu and shutil.which(os.environ.get("CXX", "g++")):
+        os.environ.setdefault("POLYAUDIO_KERNELS", "compiled")  # before the first ask
     device = find_device(args.device)
     resume = args.resume or args.from_phase or args.ablate
     expect(not (recipe.base and (args.from_phase or args.ablate)), "--from-phase, --ablate",
@@ -1657,8 +1660,6 @@ def main():
         signal.signal(number, STOPPED)
     if ranks.rank == 0:
         print(clean(differs(args.recipe, recipe)), file=sys.stderr)
-    if not recipe.base and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")):
-        os.environ.setdefault("POLYAUDIO_KERNELS", "compiled")
     if recipe.base:
         frozen_half = is_half(recipe, device) and recipe.lora  # what is trained stays in float32
         dtype = torch.bfloat16 if frozen_half else torch.float32
