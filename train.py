@@ -1,18 +1,23 @@
-"""Train: from a base that knows one clip to a model that reasons over several.
+"""Train: a small model from nothing, or a base that knows one clip into one that compares several.
 
-    python train.py --base weights/af3 --data data/mine/train.jsonl             on one GPU
-    torchrun --nproc-per-node 8 train.py --base weights/af3 --data ...          on eight
-    python train.py --base weights/af3 --data ... --resume                      after a kill
-    python train.py --base weights/af3 --data ... --dry-run                     what it would take
-    python train.py --recipe mallm --base weights/qwen2-audio                   pairs, as MALLM did
-    python train.py --merge runs/polyaudio --out weights/polyaudio              one plain checkpoint
+    python train.py                                         the small one, an hour on two cores
+    python train.py --resume                                after a stop, in whichever phase
+    python train.py --from-phase join                       that phase and what follows, again
+    python train.py --ablate                                what each of its parts is for
+    python train.py --recipe polyaudio --data data/mine/train.jsonl                 on one GPU
+    torchrun --nproc-per-node 8 train.py --recipe polyaudio --data ...              on eight
+    python train.py --recipe polyaudio --data ... --dry-run               what it would take
+    python train.py --recipe mallm --base weights/qwen2-audio             pairs, as MALLM did
+    python train.py --merge runs/polyaudio --out weights/polyaudio      one plain checkpoint
 
 A step reads `batch` examples, whatever the number of ranks: they are packed into rows of about
 `tokens` tokens, the rows go to the ranks so that all have as much to do, and the summed gradients
 meet in one all-reduce. So the same seed gives the same steps on one GPU and on eight.
 
-The ideas, in order: recipes; examples as tokens, of which only the answers are learned; the plan,
-which packs them; optimizers; ranks; checkpoints; one step; the loop; what a run would take.
+The ideas, in order: recipes and the small model's phases; examples as tokens, of which only the
+answers are learned; clips, kept; lessons, what a phase teaches; the plan, which packs; optimizers;
+ranks; a model from nothing; checkpoints; one step; the loop; the phases, one after another, and
+the ablations; what a run would take; one plain checkpoint.
 """
 
 import hashlib
@@ -112,8 +117,8 @@ PHASES = {
     "pairs": {"text": 1.0, "most": 2, **LOGIC, "steps": 1500, "gate": 0.3},
     "read": {"text": 1.0, **LOGIC, **COOLER, "steps": 2000, "gate": 0.9},
     "join": {"teach": "meanings", "trains": JOINT, "steps": 500, "gate": 0.8},
-    "answer": {"text": 0.2, "trains": f"{LANGUAGE}, {JOINT}", "steps": 3300, "weight": 2.0,
-               **COOLER, "gate": 0.6},
+    "answer": {"text": 0.35, "trains": f"{LANGUAGE}, {JOINT}", "steps": 4800, "batch": 24,
+               "weight": 2.0, **COOLER, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
