@@ -116,7 +116,7 @@ PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 2400, "gate": 0.8},
     "pairs": {"text": 1.0, "most": 2, **LOGIC, "steps": 1500, "gate": 0.3},
     "read": {"text": 1.0, **LOGIC, **COOLER, "steps": 2000, "gate": 0.9},
-    "join": {"teach": "meanings", "trains": JOINT, "steps": 500, "gate": 0.8},
+    "join": {"teach": "meanings", "trains": JOINT, "steps": 1500, "gate": 0.8},
     "answer": {"text": 0.35, "trains": f"{LANGUAGE}, {JOINT}", "steps": 4800, "batch": 24,
                "weight": 2.0, **COOLER, "gate": 0.6},
 }  # fmt: skip
