@@ -117,7 +117,7 @@ PHASES = {
     "pairs": {"text": 1.0, "most": 2, **LOGIC, "steps": 1500, "gate": 0.3},
     "read": {"text": 1.0, **LOGIC, **COOLER, "steps": 2000, "gate": 0.9},
     "join": {"teach": "meanings", "trains": JOINT, "steps": 1500, "gate": 0.8},
-    "answer": {"text": 0.35, "trains": f"{LANGUAGE}, {JOINT}", "steps": 4800, "batch": 24,
+    "answer": {"text": 0.35, "trains": f"{LANGUAGE}, {JOINT}", "steps": 3200, "batch": 24,
                "weight": 2.0, **COOLER, "gate": 0.6},
 }  # fmt: skip
 
