@@ -8,6 +8,7 @@ missing, fail, or compute something else. Which kind runs is one choice for the 
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -537,3 +538,66 @@ def test_kernels_import_without_triton_and_at_once():
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.5
+
+
+# ------------------------------------------------------------------------------------------------
+# What torch.compile makes of the plain meanings.
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
+def test_what_is_compiled_computes_the_same():
+    """Values and gradients, of several lengths, on their own and under autocast."""
+    dice = torch.Generator().manual_seed(0)
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=dice).requires_grad_()
+
+    angle = torch.randn(21, 1, 4, generator=dice)
+    for n in (21, 7, 1):
+        problems = {
+            kernels.rms_norm: (numbers(n, 16), numbers(16), 1e-6),
+            kernels.swiglu: (numbers(n, 24), numbers(n, 24)),
+            kernels.rope: (numbers(n, 3, 8), numbers(n, 1, 8), angle[:n].cos(), angle[:n].sin()),
+        }
+        for op, given in problems.items():
+            learned = [x for x in given if torch.is_tensor(x) and x.requires_grad]
+            found = {}
+            for kind in ("ref", "compiled"):
+                with kernels.forced(kind):
+                    out = op(*given)
+                parts = out if isinstance(out, tuple) else (out,)
+                loss = sum((part * part.detach().cos()).sum() for part in parts)
+                found[kind] = [*parts, *torch.autograd.grad(loss, learned)]
+            for one, other in zip(*found.values()):
+                assert torch.allclose(one, other, atol=1e-5), op.__name__
+
+
+def test_only_what_is_forced_is_compiled():
+    assert kernels.chosen() != "compiled"
+    assert kernels.plain(linear_ref) is linear_ref
+    with kernels.forced("compiled"):
+        assert kernels.plain(linear_ref) is not linear_ref
+        assert kernels.plain(linear_ref) is kernels.plain(linear_ref), "compiled once"
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_under_autocast_gradients_go_through_float32(monkeypatch, learning):
+    """SDPA's gradient in bfloat16 is several times as slow on a CPU, and autocast would have it."""
+    seen, plain = [], F.scaled_dot_product_attention
+
+    def spy(q, k, v, **how):
+        seen.append((q.dtype, torch.is_autocast_enabled("cpu")))
+        return plain(q, k, v, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    q, k, v = (torch.randn(9, 2, 8, requires_grad=learning) for _ in range(3))
+    cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16), kernels.forced("ref"):
+        o = attention(q, k, v.bfloat16(), cu, cu, True)
+    if learning:
+        assert set(seen) == {(torch.float32, False)}
+        assert o.dtype == torch.bfloat16
+        o.float().sum().backward()
+        assert all(x.grad is not None for x in (q, k, v))
+    expected = attention_ref(q, k, v, cu, cu, True)
+    assert (o.float() - expected).abs().max() < 0.05

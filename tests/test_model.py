@@ -201,6 +201,25 @@ def test_a_clip_beyond_ten_minutes_is_cut_and_says_so(af3, capsys):
 
 
 @pytest.mark.parametrize("kind", HEARING)
+def test_a_clip_may_be_given_as_what_was_made_of_it(load, kind):
+    """Its windows, or the encoder's rows: then the same is heard, and the rest not done again."""
+    net = load(kind).net
+    clips = waves((0.3, 1.01, 30.5 if HEARS[kind] > 31 else 0.7))
+    ids = interleave(clips)
+    expected = net.logits(ids, clips)
+    windows = net.windows(clips)
+    rows = [part.clone() for part in net.listen(clips)]
+    assert [net.n_slots(clip) for clip in clips] == [len(part) for part in rows]
+    for given in (windows, rows, [clips[0], windows[1], rows[2]], [rows[0], clips[1], windows[2]]):
+        assert [net.n_slots(clip) for clip in given] == [net.n_slots(clip) for clip in clips]
+        with hearing(net) as heard:
+            assert off(net.logits(ids, given), expected) <= LOGITS
+        assert sum(heard) == sum(
+            len(windows[i]) for i, clip in enumerate(given) if getattr(clip, "ndim", 1) != 2
+        )
+
+
+@pytest.mark.parametrize("kind", HEARING)
 def test_a_repeated_clip_is_heard_once(load, kind):
     base = load(kind)
     (clip, other), again = waves((0.3, 1.01)), waves((0.3,))[0]
