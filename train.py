@@ -1363,8 +1363,9 @@ def run_ablations(recipe, given, device, ranks):
     found = {}
     for seed, arm in product(range(recipe.seed, recipe.seed + SEEDS), ARMS):
         folder = Path(recipe.out) / "ablate" / f"{arm.replace(' ', '-')}-{seed}"
-        own = {**PHASES["answer"], **ARM, **{k: v for k, v in given.items() if k != "seed"}}
-        made = replace(recipe, **{**own, **ARMS[arm]}, seed=seed, out=str(folder), base=str(base))
+        own = {k: v for k, v in {**PHASES["answer"], **ARM}.items() if k not in given}
+        own |= {**ARMS[arm], "seed": seed, "out": str(folder), "base": str(base)}
+        made = replace(recipe, **own)
         if "perceiver" in arm:
             made = replace(made, base=str(folder / "base"))
             if ranks.rank == 0 and not Path(made.base).exists():

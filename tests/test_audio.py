@@ -513,9 +513,7 @@ def whisper():
     extractor = transformers.WhisperFeatureExtractor(feature_size=128)
 
     def features(wave):
-        out = extractor(
-            wave, sampling_rate=RATE, return_attention_mask=True, return_tensors="pt"
-        )
+        out = extractor(wave, sampling_rate=RATE, return_attention_mask=True, return_tensors="pt")
         return int(out["attention_mask"].sum()), out["input_features"][0]
 
     return features

@@ -141,9 +141,7 @@ def whole(family_name, asked, contents):
 
 
 @pytest.mark.parametrize("layout, name, contents, n_slots, asked", LAID_OUT)
-def test_a_conversation_is_laid_out_as_written_here(
-    family, layout, name, contents, n_slots, asked
-):
+def test_a_conversation_is_laid_out_as_written_here(family, layout, name, contents, n_slots, asked):
     ids = family(name).tok.encode_prompt(turns(*contents), n_slots, layout)
     assert ids == theirs(family(name), whole(name, asked, contents))
 
@@ -355,7 +353,7 @@ def test_only_the_users_turns_hold_clips(family, role):
 
 
 def test_a_text_is_encoded_across_the_seams_of_its_parts(family):
-    """"(audio 1: " and what stands before it are one text; BPE may join over the border."""
+    """ "(audio 1: " and what stands before it are one text; BPE may join over the border."""
     tok = family("tiny").tok
     seen = [tok.encode("user\nthe (audio 1: "), [tok.boundaries[0]]]
     ids = tok.encode_prompt(turns("the <sound-1>"), [1], "polyaudio")

@@ -385,7 +385,7 @@ def test_a_phase_may_be_begun_again_and_the_rest_follows(whole, toy, tmp_path):
         PolyAudio.from_dir(out).parameters(), PolyAudio.from_dir(whole[0]).parameters())]  # fmt: skip
     assert all(same), "the same steps come to the same"
     said = call(*small(toy, out, "--resume"), WORLD_SIZE="1")
-    assert "phase" not in said, "nothing is left to do"
+    assert not re.search(r"phase \w+:", said), "nothing is left to do"
 
 
 def test_a_run_that_is_there_is_not_overwritten(whole, toy):
@@ -471,7 +471,7 @@ def test_arms_differ_in_one_thing_and_are_told_in_a_table(whole, toy, tmp_path):
         assert own == set(train.ARMS[arm]) - {"trains"} | ({"base"} if "perc" in arm else set())
     assert re.search(r"concatenated +0\.\d{3} +0\.\d{3}", said)
     again = call(*words, WORLD_SIZE="1")
-    assert "arm " not in again, "what is done is not done again"
+    assert not re.search(r"arm \w+.*, seed", again), "what is done is not done again"
 
 
 def test_ablations_want_the_encoder(toy, tmp_path):
