@@ -14,6 +14,7 @@ another order (flips). DIR/NAME.json holds it all, item by item.
 
 import os
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,7 @@ import kernels  # noqa: E402
 from model import add_weight_flags, answer_all, load_net  # noqa: E402
 from prepare import (  # noqa: E402
     VIEWS, BadInput, Parser, chance, clean, cli, conversation, expect, load_clip, parse, progress,
-    read_rows, score, view_permute, warn, write_json,
+    read_rows, score, terms, view_permute, warn, write_json,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -78,9 +79,14 @@ def flips(row, answer, moved, again) -> bool | None:
     if answer is None or again is None:
         return None
     before = view_permute({**row, "answer": answer}, moved["order"])["answer"]
-    values = [parse(moved["gold"], text) for text in (before, again)]
-    one, other = (sorted(value) if isinstance(value, list) else value for value in values)
-    return one != other
+    if row["gold"]["type"] == "text":  # the same things may be told in another order
+        return parts_of(before) != parts_of(again)
+    return parse(moved["gold"], before) != parse(moved["gold"], again)
+
+
+def parts_of(answer) -> list[str]:
+    told = re.split(r"(?i)\banswer(?: is)?:", answer)[-1]
+    return sorted(" ".join(terms(part)) for part in re.split(r"[;,.\n]", told))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -122,3 +122,73 @@ def test_mistakes_are_one_line(bench, flags, named):
     assert done.returncode == 2
     assert named in done.stderr and done.stderr.count("\n") == 1 + done.stderr.count("warning:")
     assert not (bench / "x").exists()
+
+
+# ------------------------------------------------------------------------------------------------
+# Beside the score: without the clips, and with the clips in another order.
+
+
+def test_another_order_moves_what_names_the_clips_and_is_never_the_same():
+    for i in range(30):
+        rows = row(i, clips=["a.wav", "b.wav", "c.wav"], value=3, answer="audio 3")
+        moved = judge.reordered(rows)
+        assert moved["clips"] != rows["clips"]
+        assert sorted(moved["clips"]) == sorted(rows["clips"])
+        assert moved["clips"][moved["gold"]["value"] - 1] == "c.wav"
+        assert moved == judge.reordered(rows), "the same each time"
+
+
+@pytest.mark.parametrize(
+    "kind, answer, again, flipped",
+    [
+        ("clip", "audio 1: rain; audio 2: wind. Answer: audio 1.", "Answer: audio 2.", False),
+        ("clip", "audio 1", "audio 1", True),
+        ("clip", "audio 1", "perhaps", True),
+        ("clip", "perhaps", "perhaps not", False),
+        ("clip", None, "audio 1", None),
+        ("yesno", "audio 1: a; audio 2: b. Answer: yes.", "Answer: yes.", False),
+        ("yesno", "yes", "no", True),
+        ("order", "audio 1, audio 2", "audio 2, audio 1", False),
+        ("order", "audio 1, audio 2", "audio 1, audio 2", True),
+    ],
+)
+def test_what_flips(kind, answer, again, flipped):
+    value = {"clip": 1, "yesno": "yes", "order": [1, 2]}[kind]
+    moved = judge.reordered(row(0, kind=kind, value=value, answer="audio 1"))
+    assert judge.flips(row(0, kind=kind, value=value), answer, moved, again) is flipped
+
+
+def test_texts_flip_by_what_they_say_and_not_by_its_place():
+    text = {"text": "audio 1: rain; audio 2: wind", "slots": [["rain"], ["wind"]]}
+    one = row(0, "captioning", kind="text", value=text)
+    moved = judge.reordered(one)
+    said = "audio 1: rain; audio 2: wind"
+    assert judge.flips(one, said, moved, "audio 1: wind; audio 2: rain") is False
+    assert judge.flips(one, said, moved, "audio 1: rain; audio 2: wind") is True
+
+
+def test_a_column_is_a_mean_over_those_that_have_it():
+    report = judge.tally([(row, row["answer"]) for row in ROWS])
+    judge.add_column(report, "flips", [True, False, None, True, None])
+    assert report["tasks"]["odd"]["flips"] == 1 / 2
+    assert report["tasks"]["factual"]["flips"] == 1
+    assert report["single"]["tag"]["flips"] is None
+    assert report["flips"] == 3 / 4
+    lines = judge.table(report)
+    assert lines[0].split()[-1] == "flips"
+    assert lines[-1].endswith("flips 0.750")
+    assert [item["flips"] for item in report["items"]] == [True, False, None, True, None]
+
+
+@pytest.mark.parametrize("view", [[], ["--view", "concat"]])
+def test_one_command_gives_all_columns(bench, tmp_path, view):
+    words = ["--text-only", "--permute", *view]
+    given = ["--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", tmp_path]
+    done = run(*given, *words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "weights.json").read_text())
+    several = [item for item in report["items"] if item["skill"] != "single"]
+    assert all(type(item["text-only"]) in (int, float) for item in report["items"])
+    assert all(item["flips"] in (True, False, None) for item in several)
+    assert report["text-only"] <= 1 and 0 <= report["flips"] <= 1
+    assert "text-only" in done.stdout and "flips" in done.stdout
