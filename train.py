@@ -53,7 +53,7 @@ from model import (  # noqa: E402
 from prepare import (  # noqa: E402
     RATE, VIEWS, BadInput, Parser, Tokenizer, as_corpus, as_example, check_fits, clean, cli,
     clip_order, clip_samples, conversation, expect, load_clip, n_slots, open_tensors, progress,
-    read_json, read_rows, read_values, score, train_bpe, view_as_text, view_permute,
+    read_json, read_rows, read_values, score, train_bpe, view_as_text, view_permute, view_text_only,
     warn, write_json, written,
 )  # fmt: skip
 
@@ -71,6 +71,7 @@ class Recipe:
     seed: int = 0
     teach: str = "answers"  # or names of what sounds, or meanings of slots: see Lessons
     text: float = 0.0  # share of examples whose clips are written out instead of heard
+    bare: float = 0.0  # of those, the share where that stands in the answer alone, not learned
     view: str = ""  # of all examples, one that prepare.py names
     most: int = 5  # clips of an example; those of more are passed over
     tasks: str = ""  # how often each is drawn, or each skill: "counting 2, single 0.5"; else once
@@ -108,17 +109,15 @@ RECIPES = {
                     out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5),
 }  # fmt: skip
 LANGUAGE, JOINT = "language_model, lm_head", "multi_modal_projector"
-COOLER = {"muon": 0.007, "lr": 1.5e-3}  # what has learned something is lost at the full rates
-LOGIC = {"trains": LANGUAGE, "tasks": "single 0.3", "batch": 16, "weight": 3.0}
 # What the small model learns, one after another, each phase from what the one before it left. The
 # gate at its end says whether the next one makes sense: a stall costs minutes and names its cause.
 PHASES = {
-    "hear": {"teach": "names", "trains": "audio_tower", "steps": 2400, "gate": 0.8},
-    "pairs": {"text": 1.0, "most": 2, **LOGIC, "steps": 1500, "gate": 0.3},
-    "read": {"text": 1.0, **LOGIC, **COOLER, "steps": 2000, "gate": 0.9},
+    "hear": {"teach": "names", "trains": "audio_tower", "steps": 1800, "gate": 0.8},
+    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 3000,
+             "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
     "join": {"teach": "meanings", "trains": JOINT, "steps": 1500, "gate": 0.8},
-    "answer": {"text": 0.35, "trains": f"{LANGUAGE}, {JOINT}", "steps": 3200, "batch": 24,
-               "weight": 2.0, **COOLER, "gate": 0.6},
+    "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1800,
+               "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -189,8 +188,9 @@ class Example:
     row: dict = None  # of a corpus, where labels are learned
 
 
-def lay_out(row, net, root, weight) -> Example:
-    """Tokens and clips of a row, in the order in which the text names them."""
+def lay_out(row, net, root, weight, lead=1.0) -> Example:
+    """Tokens and clips of a row, in the order in which the text names them. lead: how much of an
+    answer counts what leads to its verdict."""
     messages, hears = conversation(row), net.config.max_seconds
     samples = [clip_samples(clip, root) for clip in row["clips"]]
     for clip, n in zip(row["clips"], samples):
@@ -199,7 +199,9 @@ def lay_out(row, net, root, weight) -> Example:
     ids, learned = [], []
     layout = row.get("layout", net.layout)
     for piece, answer in net.tokenizer.prompt_pieces(messages, slots, layout):
-        counts = verdict_weights(net.tokenizer, piece, weight) if answer else [0.0] * len(piece)
+        counts = [0.0] * len(piece)
+        if answer:
+            counts = verdict_weights(net.tokenizer, piece, weight, lead)
         ids += piece
         learned += counts
     while learned and not learned[-1] and ids[-1] != net.config.audio_token:
@@ -211,12 +213,15 @@ def lay_out(row, net, root, weight) -> Example:
     return Example(row["id"], row["task"], ids, [row["clips"][i] for i in order], learned)
 
 
-def verdict_weights(tokenizer, piece, weight) -> list[float]:
+VERDICT = r"(?is).*\banswer\b[^:]*:(.*)"
+
+
+def verdict_weights(tokenizer, piece, weight, lead=1.0) -> list[float]:
     """An answer ends in "... answer is: verdict."; what is behind that colon weighs more, with the
     token that ends the turn. One that says no "answer" is all of the same weight."""
-    found = re.fullmatch(r"(?is).*\banswer\b[^:]*:(.*)", tokenizer.decode(piece))
+    found = re.fullmatch(VERDICT, tokenizer.decode(piece))
     tail = len(tokenizer.encode(found[1])) + 1 if found else 0
-    return [1.0] * (len(piece) - tail) + [float(weight)] * tail
+    return [float(lead if found else 1)] * (len(piece) - tail) + [float(weight)] * tail
 
 
 # ------------------------------------------------------------------------------------------------
@@ -291,8 +296,10 @@ class Answers:
     def lay_out(self, row, dice) -> Example | None:
         if len(row["clips"]) > self.recipe.most:
             return None
-        row = self.seen(row, dice.random() < self.recipe.text)
-        return lay_out(row, self.net, self.root, self.recipe.weight)
+        written, bare = dice.random() < self.recipe.text, dice.random() < self.recipe.bare
+        if written and bare and re.fullmatch(VERDICT, conversation(row)[-1]["content"]):
+            return lay_out(view_text_only(row), self.net, self.root, self.recipe.weight, 0.0)
+        return lay_out(self.seen(row, written), self.net, self.root, self.recipe.weight)
 
     def seen(self, row, as_text) -> dict:
         if as_text:
@@ -1130,16 +1137,8 @@ def train(net, recipe, ranks, resumed=False) -> bool:
     return not wishes
 
 
-SAME = (
-    "seed",
-    "batch",
-    "tokens",
-    "teach",
-    "text",
-    "view",
-    "most",
-    "tasks",
-)  # of a run gone on with
+# Of a run that is gone on with.
+SAME = ("seed", "batch", "tokens", "teach", "text", "bare", "view", "most", "tasks")
 
 
 def look(lesson, ranks) -> dict:
@@ -1596,7 +1595,7 @@ def check_recipe(recipe):
         ("steps", recipe.steps >= 0, "0 or more"),
         ("muon", 0 <= recipe.muon < math.inf, "0 or more"),
         *((name, 0 <= getattr(recipe, name) <= 1, share)
-          for name in ("warmup", "hold", "floor", "text", "gate")),
+          for name in ("warmup", "hold", "floor", "text", "bare", "gate")),
     ):  # fmt: skip
         expect(fine, f"--{name}", wanted, repr(getattr(recipe, name)))
     for path in (recipe.data, recipe.dev):

@@ -29,6 +29,9 @@ from transformers import AudioFlamingo3ForConditionalGeneration
 from train import PHASES, RECIPES, Plan, Ranks
 
 
+SINGLE = ("transcribe", "tag", "caption", "count", "locate", "voice", "music")
+
+
 def call(*words, code=0, **env) -> str:
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     done = subprocess.run(
@@ -269,6 +272,23 @@ def test_a_share_is_written_out(recipe):
     assert not any(e.clips for e in found)
 
 
+def test_what_is_bare_stands_in_the_answer_alone_and_only_its_verdict_is_learned(recipe):
+    found, lesson = drawn(replace(recipe, text=1.0, bare=1.0, weight=3.0))
+    plain, _ = drawn(replace(recipe, text=1.0, bare=0.0))
+    lengths = {e.id: len(e.ids) for e in plain}
+    bare = [e for e in found if set(e.learned) == {0.0, 3.0}]
+    assert len(bare) > 0.6 * len(found) and not any(e.clips for e in found)
+    for e in bare:
+        text = train.spelled(lesson.net, e.ids)
+        prompt, _, answer = text.partition("<|im_start|>assistant")
+        assert "audio 1:" not in prompt and "nswer" in answer
+        assert len(e.ids) < lengths[e.id]
+        learned = lesson.net.tokenizer.decode([i for i, w in zip(e.ids, e.learned) if w])
+        assert answer.endswith(learned) or answer.endswith(learned + "<|im_end|>")
+    others = [e for e in found if 1.0 in e.learned]
+    assert all(e.task in ("captioning", *SINGLE) for e in others), "those without a verdict"
+
+
 def test_no_more_clips_than_asked_for(recipe):
     found, _ = drawn(replace(recipe, most=2))
     everything, _ = drawn(recipe)
@@ -396,12 +416,12 @@ def test_a_run_goes_on_in_the_phase_where_it_stopped(whole, toy, tmp_path):
     """As if killed in the second phase: its last checkpoint is of step 1."""
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
-    for folder in ("read", "join", "best"):
+    for folder in ("join", "best"):
         shutil.rmtree(out / folder)
-    for path in [*out.glob("state-*"), out / "pairs" / "state-0000002.json"]:
+    for path in [*out.glob("state-*"), out / "read" / "state-0000002.json"]:
         path.unlink()
     said = call(*small(toy, out, "--resume"), WORLD_SIZE="1")
-    assert re.findall(r"phase (\w+):", said) == ["pairs", "read", "join", "answer"]
+    assert re.findall(r"phase (\w+):", said) == ["read", "join", "answer"]
     assert "steps: 2, from 1" in said
     one, other = (PolyAudio.from_dir(folder).parameters() for folder in (out, whole[0]))
     assert all(torch.equal(a, b) for a, b in zip(one, other))

@@ -1194,7 +1194,9 @@ def test_a_dry_run_counts_right(recipe, unbroken, tmp_path, capsys):
     shutil.copytree(recipe.base, base, ignore=shutil.ignore_patterns("*.safetensors*"))
     recipe = replace(recipe, base=str(base), steps=0)
     said = dry(capsys, *flags(recipe, steps=0, epochs=2))
-    tokens = sum(s.tokens for s in train.decoded(plan_of(replace(unbroken.recipe, epochs=1)), 0, 1))
+    tokens = sum(
+        s.tokens for s in train.decoded(plan_of(replace(unbroken.recipe, steps=0, epochs=1)), 0, 1)
+    )
     assert f"tokens of an epoch: {tokens:,}, {tokens / 40:,.0f} an example, by 40 of 40" in said
     assert "steps: 20 of 4 examples" in said
     parameters = re.search(r"parameters: .*", unbroken.err)[0]
