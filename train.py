@@ -1401,7 +1401,7 @@ def ask_otherwise(recipe, folder, device, ranks) -> dict:
     def fused(row):
         alone = {"question": "Describe this recording in one sentence.", "answer": ""}
         said = lesson.ask([{**row, **alone, "clips": [clip]} for clip in row["clips"]])
-        evidence = [{"clip": i, "says": text or ""} for i, text in enumerate(said, 1)]
+        evidence = [{"clip": i, "says": text or "nothing"} for i, text in enumerate(said, 1)]
         return view_as_text({**row, "meta": {**row["meta"], "evidence": evidence}})
 
     with torch.no_grad():
