@@ -33,7 +33,7 @@ SINGLE = ("transcribe", "tag", "caption", "count", "locate", "voice", "music")
 
 
 def call(*words, code=0, **env) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "POLYAUDIO_KERNELS": "cpu", **env}
     done = subprocess.run(
         [sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True
     )
