@@ -13,7 +13,6 @@ another order (flips). DIR/NAME.json holds it all, item by item.
 """
 
 import os
-import random
 import re
 import sys
 from collections import Counter
@@ -24,8 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave t
 import kernels  # noqa: E402
 from model import add_weight_flags, answer_all, load_net  # noqa: E402
 from prepare import (  # noqa: E402
-    VIEWS, BadInput, Parser, chance, clean, cli, conversation, expect, load_clip, parse, progress,
-    read_rows, score, terms, view_permute, warn, write_json,
+    ONE_ROW_VIEWS, VIEWS, BadInput, Parser, chance, clean, cli, conversation, expect, load_clip,
+    parse, progress, read_rows, reordered, score, terms, view_permute, warn, write_json,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -59,18 +58,6 @@ def asked(rows, root):
             yield i, conversation(row)[:-1], [load_clip(clip, root) for clip in row["clips"]]
         except BadInput as mistake:
             warn(f"{row['id']}: {mistake}")
-
-
-ALONE = [name for name in VIEWS if name not in ("permute", "shuffle-audio")]  # of one row
-
-
-def reordered(row) -> dict:
-    """Its clips in another order, drawn by its id; what names them follows."""
-    clips = range(1, len(row["clips"]) + 1)
-    order, dice = list(clips), random.Random(row["id"])
-    while order == list(clips):
-        dice.shuffle(order)
-    return view_permute({**row, "order": order}, order)
 
 
 def flips(row, answer, moved, again) -> bool | None:
@@ -174,7 +161,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR")
     parser.add_argument("--name", metavar="NAME", help="of the report, default: the weights'")
     parser.add_argument("--items", type=int, metavar="N", help="only the first N")
-    parser.add_argument("--view", choices=ALONE, help="another form of every item, see prepare.py")
+    parser.add_argument(
+        "--view", choices=ONE_ROW_VIEWS, help="another form of every item, see prepare.py"
+    )
     parser.add_argument("--text-only", action="store_true", help="ask without the clips, too")
     parser.add_argument(
         "--permute", action="store_true", help="ask with the clips in another order, too"
@@ -192,8 +181,8 @@ def main():
     net = load_net(args)
     print(f"{net.device}, {kernels.chosen()} kernels, {net.dtype}", file=sys.stderr)
     root = Path(args.bench).parent
-    seen = [VIEWS[args.view](row) for row in rows] if args.view else rows
-    said = said_by(net, seen, root, "judged")
+    view = VIEWS[args.view] if args.view else lambda row: row
+    said = said_by(net, list(map(view, rows)), root, "judged")
     report = tally(list(zip(rows, said)))
     if args.text_only:
         deaf = said_by(net, [VIEWS["text-only"](row) for row in rows], root, "without the clips")
@@ -201,8 +190,8 @@ def main():
         add_column(report, "text-only", [value or 0.0 for value in right])
     if args.permute:
         several = [i for i, row in enumerate(rows) if len(row["clips"]) > 1]
-        moved = [reordered(seen[i]) for i in several]
-        again = said_by(net, moved, root, "in another order")
+        moved = [reordered(rows[i]) for i in several]
+        again = said_by(net, list(map(view, moved)), root, "in another order")
         found = [None] * len(rows)
         for i, row, answer in zip(several, moved, again):
             found[i] = flips(rows[i], said[i], row, answer)

@@ -1193,6 +1193,19 @@ VIEWS = {  # by the name that a flag gives them; permute and shuffle-audio take 
     "no-index": view_no_index, "no-boundary": view_no_boundary, "text-only": view_text_only,
     "shuffle-audio": view_shuffle_audio, "as-text": view_as_text,
 }  # fmt: skip
+ONE_ROW_VIEWS = [
+    name for name in VIEWS if name not in ("permute", "shuffle-audio")
+]  # of one example
+
+
+def reordered(example: dict) -> dict:
+    """Its clips, two at least, in another order that its id draws, kept as `order`."""
+    clips = list(range(1, len(example["clips"]) + 1))
+    expect(len(clips) > 1, f"{example['id']}: clips", "two to put in another order", len(clips))
+    order, dice = clips[:], random.Random(example["id"])
+    while order == clips:
+        dice.shuffle(order)
+    return view_permute({**example, "order": order}, order)
 
 
 def map_text(example: dict, change) -> dict:
