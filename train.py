@@ -443,7 +443,7 @@ class Labels:
         for part in ranks.gather(found):
             for kind, counts in part.items():
                 sums[kind] = sums.get(kind, 0) + counts
-        return {kind: (right / all).item() for kind, (right, all) in sorted(sums.items())}
+        return {kind: (right / all).item() for kind, (right, all) in sorted(sums.items()) if all}
 
 
 class Names(Labels):
