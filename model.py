@@ -868,13 +868,13 @@ class PolyAudio(nn.Module):
         cache.record(rows, ids)
         return self.project(hidden[cumulative(lengths, x.device)[1:] - 1])
 
-    def prompt(self, messages, clips) -> tuple[list[int], list]:
-        """A conversation as ids, in the layout that this network was trained on, and its clips in
-        the order in which the text names them, a repeated one repeated."""
+    def prompt(self, messages, clips, layout=None) -> tuple[list[int], list]:
+        """A conversation as ids, in the layout that this network was trained on or another, and its
+        clips in the order in which the text names them, a repeated one repeated."""
         slots = [self.n_slots(clip) for clip in clips]
         named, meant = self.tokenizer.slot, self.config.audio_token
         expect(named == meant or not clips, f"{self.dir}: audio token", named, meant)
-        ids = self.tokenizer.encode_prompt(messages, slots, self.layout)
+        ids = self.tokenizer.encode_prompt(messages, slots, layout or self.layout)
         return ids, [clips[i - 1] for i in clip_order(messages, len(clips))]
 
     def answer(self, question, clips, max_new_tokens=256, **how) -> str:
@@ -1131,9 +1131,10 @@ def choose(logits, temperature, top_p, dice) -> list[int]:
 
 
 def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=256, **how):
-    """The loop that validation and judging share. items yields (key, messages, clips), out comes
-    (key, answer) in their order, or (key, BadInput) for an item that cannot be asked. Prompts of
-    different lengths share a batch as they are; only one batch of clips is held at a time."""
+    """The loop that validation and judging share. items yields (key, messages, clips) and perhaps
+    a layout, out comes (key, answer) in their order, or (key, BadInput) for an item that cannot be
+    asked. Prompts of different lengths share a batch as they are; only one batch of clips is held
+    at a time."""
     how.setdefault("stop", net.ends)
 
     def flush(batch):
@@ -1145,9 +1146,9 @@ def answer_all(net, items, batch_tokens=16_384, batch_rows=32, max_new_tokens=25
             yield key, ids if failed else net.tokenizer.decode(next(new)).strip()
 
     batch, longest = [], 0  # a row's place in the cache is as long as the longest row's
-    for key, messages, clips in items:
+    for key, messages, clips, *layout in items:
         try:
-            ids, placed = net.prompt(messages, clips)
+            ids, placed = net.prompt(messages, clips, *layout)
             slots = [net.n_slots(clip) for clip in placed]
             check_fits(len(ids), slots, net.config.decoder.context, max_new_tokens)
         except BadInput as mistake:

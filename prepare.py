@@ -1208,6 +1208,34 @@ def reordered(example: dict) -> dict:
     return view_permute({**example, "order": order}, order)
 
 
+DESCRIBE = "Describe this recording in one sentence."
+
+
+def each_alone(example: dict) -> list[dict]:
+    """Each clip by itself, to be described: the first half of late fusion."""
+    alone = {key: value for key, value in example.items() if key != "messages"}
+    alone |= {"question": DESCRIBE, "answer": ""}
+    return [{**alone, "clips": [clip]} for clip in example["clips"]]
+
+
+def view_captioned(example: dict, captions: list) -> dict:
+    """What was said of each clip, written in its place: the second half of late fusion."""
+    evidence = [{"clip": i, "says": said or "nothing"} for i, said in enumerate(captions, 1)]
+    return view_as_text({**example, "meta": {**example["meta"], "evidence": evidence}})
+
+
+def to_ask(rows, root):
+    """(key, example) pairs as (key, messages, clips, layout), which is what a network is asked. An
+    example is told of and passed over if one of its clips cannot be heard: nobody is asked about
+    fewer clips than there are."""
+    for key, row in rows:
+        try:
+            clips = [load_clip(clip, root) for clip in row["clips"]]
+            yield key, conversation(row)[:-1], clips, row.get("layout")
+        except BadInput as mistake:
+            warn(f"{row['id']}: {mistake}")
+
+
 def map_text(example: dict, change) -> dict:
     """Apply `change` to every text that a model reads or is to say."""
     out = dict(example)

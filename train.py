@@ -51,9 +51,9 @@ from model import (  # noqa: E402
 )  # fmt: skip
 from prepare import (  # noqa: E402
     ONE_ROW_VIEWS, RATE, VIEWS, BadInput, Parser, Tokenizer, as_corpus, as_example, check_fits,
-    clean, cli, clip_order, clip_samples, conversation, expect, load_clip, n_slots, open_tensors,
-    progress, read_json, read_rows, read_values, reordered, score, train_bpe, view_as_text,
-    view_text_only, warn, write_json, written,
+    clean, cli, clip_order, clip_samples, conversation, each_alone, expect, load_clip, n_slots,
+    open_tensors, progress, read_json, read_rows, read_values, reordered, score, to_ask, train_bpe,
+    view_as_text, view_captioned, view_text_only, warn, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -327,16 +327,7 @@ class Answers:
     def ask(self, rows) -> list[str | None]:
         """The answer to each row; None where it cannot be asked."""
         root, said = Path(self.recipe.dev).parent, [None] * len(rows)
-
-        def asked():
-            for i, row in enumerate(rows):
-                try:
-                    clips = [load_clip(clip, root) for clip in row["clips"]]
-                    yield i, conversation(row)[:-1], clips
-                except BadInput as mistake:
-                    warn(f"{self.recipe.dev}: {row['id']}: {mistake}")
-
-        for i, answer in answer_all(self.net, asked(), max_new_tokens=200):
+        for i, answer in answer_all(self.net, to_ask(enumerate(rows), root), max_new_tokens=200):
             said[i] = None if isinstance(answer, BadInput) else answer
         return said
 
@@ -1399,10 +1390,7 @@ def ask_otherwise(recipe, folder, device, ranks) -> dict:
         return reordered(row) if len(row["clips"]) > 1 else row
 
     def fused(row):
-        alone = {"question": "Describe this recording in one sentence.", "answer": ""}
-        said = lesson.ask([{**row, **alone, "clips": [clip]} for clip in row["clips"]])
-        evidence = [{"clip": i, "says": text or "nothing"} for i, text in enumerate(said, 1)]
-        return view_as_text({**row, "meta": {**row["meta"], "evidence": evidence}})
+        return view_captioned(row, lesson.ask(each_alone(row)))
 
     with torch.no_grad():
         tasks = [lesson.look(ranks, change) for change in (permuted, fused)]

@@ -852,7 +852,7 @@ def test_a_look_scores_by_task(recipe, home, monkeypatch):
     right = {"loudest": 1, "odd": 0, "order": 1}
 
     def answers(net, items, **how):
-        for key, messages, clips in items:
+        for key, messages, clips, _ in items:
             assert messages[-1]["role"] == "user", "the answer is not told"
             assert [len(clip) for clip in clips] == [
                 prepare.clip_samples(clip, home) for clip in rows[key]["clips"]
@@ -864,6 +864,20 @@ def test_a_look_scores_by_task(recipe, home, monkeypatch):
     assert train.look(learning(recipe, net), Ranks()) == right
     assert train.macro(right) == pytest.approx(2 / 3)
     assert net.training, "and it goes on learning"
+
+
+def test_a_look_asks_in_the_layout_that_is_learned(recipe, home, monkeypatch):
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"), view="no-index")
+    layouts = set()
+
+    def answers(net, items, **how):
+        for key, _, _, layout in items:
+            layouts.add(layout)
+            yield key, ""
+
+    monkeypatch.setattr(train, "answer_all", answers)
+    train.look(learning(recipe), Ranks())
+    assert layouts == {"no-index"}
 
 
 def test_ranks_share_a_look(recipe, home, monkeypatch):
