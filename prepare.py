@@ -25,6 +25,7 @@ This file imports nothing of ours. Everything else imports it.
 import argparse
 import codecs
 import csv
+import fcntl
 import gzip
 import hashlib
 import heapq
@@ -41,6 +42,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
 import sys
 import tarfile
 import threading
@@ -191,6 +193,47 @@ def follow():
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+# ------------------------------------------------------------------------------------------------
+# Shards: several runs, on one machine or many, that each make a part of a file.
+
+
+def which_shard(asked) -> tuple[int, int]:
+    """--shard 3/8, or what torchrun says: (2, 8), counted from 0."""
+    ranks = [os.environ.get(name, number) for name, number in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+    if asked is None and all(map(str.isdecimal, ranks)):
+        asked = f"{int(ranks[0]) + 1}/{ranks[1]}"
+    match = re.fullmatch(r"(\d+)/(\d+)", asked or "/".join(ranks))
+    fine = match and 1 <= int(match[1]) <= int(match[2])
+    expect(fine, "--shard (or RANK/WORLD_SIZE)", "i/n with i in 1..n", repr(match and match[0]))
+    return int(match[1]) - 1, int(match[2])
+
+
+def shard_file(path, shard, shards, mark="") -> Path:
+    """A shard's file; `mark` keeps those of other settings apart."""
+    named = f"{path.stem}-{mark}{shard:05d}-of-{shards:05d}{path.suffix}"
+    return path.with_name(named) if shards > 1 else path
+
+
+def join_shards(path, shards, mark):
+    """One file of all shards' files, once they are all there; whoever comes last does it, and is
+    told so."""
+    parts = [shard_file(path, shard, shards, mark) for shard in range(shards)]
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(part.exists() for part in parts):
+            return False
+        joined = Path(f"{path}.part")
+        with open(joined, "wb") as file:
+            for part in parts:
+                with open(part, "rb") as piece:
+                    shutil.copyfileobj(piece, file)
+        joined.replace(path)
+        for part in parts:
+            part.unlink()
+    print(clean(f"{path}: {shards} shards joined"), file=sys.stderr)
+    return True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -963,6 +1006,18 @@ def written(path):
 def write_json(path, value):
     with written(path) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def git_hash() -> str:
+    """Of this code, as far as anybody knows."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return "no git here"
+    return run.stdout.strip() or "no git here"
 
 
 def clips_that_fit(context: int, text: int, slots: int) -> int:

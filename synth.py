@@ -56,10 +56,10 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, load_audio,
-    load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
-    read_values, request, score, stop, tag_clips, warn, word_errors, words, worker_map, write_json,
-    written,
+    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, join_shards,
+    load_audio, load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines,
+    read_rows, read_values, request, score, shard_file, stop, tag_clips, warn, which_shard,
+    word_errors, words, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -4590,30 +4590,6 @@ def resume(part, first) -> tuple[Counter, int]:
     return counts, start
 
 
-def shard_file(path, shard, shards, mark="") -> Path:
-    """A shard's file; `mark` keeps those of other settings apart."""
-    named = f"{path.stem}-{mark}{shard:05d}-of-{shards:05d}{path.suffix}"
-    return path.with_name(named) if shards > 1 else path
-
-
-def join_shards(path, shards, mark):
-    """One file of all shards' files, once they are all there; whoever comes last does it."""
-    parts = [shard_file(path, shard, shards, mark) for shard in range(shards)]
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all(part.exists() for part in parts):
-            return
-        joined = Path(f"{path}.part")
-        with open(joined, "wb") as file:
-            for part in parts:
-                with open(part, "rb") as piece:
-                    shutil.copyfileobj(piece, file)
-        joined.replace(path)
-        for part in parts:
-            part.unlink()
-    print(clean(f"{path}: {shards} shards joined"))
-
-
 def shared_between(train, bench, corpora) -> Counter:
     """What the clips of two files both hold, by kind; it must be nothing."""
     held, ids = {}, {}
@@ -4743,17 +4719,6 @@ def writer_of(args, journal, engine) -> Writer:
     signal.signal(signal.SIGINT, leave)
     price = tuple(map(float, price.groups()))
     return Writer(args.llm, args.model, journal, args.concurrency, args.per_minute, price, engine)
-
-
-def which_shard(asked) -> tuple[int, int]:
-    """--shard 3/8, or what torchrun says: (2, 8), counted from 0."""
-    ranks = [os.environ.get(name, number) for name, number in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-    if asked is None and all(map(str.isdecimal, ranks)):
-        asked = f"{int(ranks[0]) + 1}/{ranks[1]}"
-    match = re.fullmatch(r"(\d+)/(\d+)", asked or "/".join(ranks))
-    fine = match and 1 <= int(match[1]) <= int(match[2])
-    expect(fine, "--shard (or RANK/WORLD_SIZE)", "i/n with i in 1..n", repr(match and match[0]))
-    return int(match[1]) - 1, int(match[2])
 
 
 def read_mix(asked) -> dict:

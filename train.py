@@ -28,7 +28,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter, deque
@@ -51,9 +50,9 @@ from model import (  # noqa: E402
 )  # fmt: skip
 from prepare import (  # noqa: E402
     ONE_ROW_VIEWS, RATE, VIEWS, BadInput, Parser, Tokenizer, as_corpus, as_example, check_fits,
-    clean, cli, clip_order, clip_samples, conversation, each_alone, expect, load_clip, n_slots,
-    open_tensors, progress, read_json, read_rows, read_values, reordered, score, to_ask, train_bpe,
-    view_as_text, view_captioned, view_text_only, warn, write_json, written,
+    clean, cli, clip_order, clip_samples, conversation, each_alone, expect, git_hash, load_clip,
+    n_slots, open_tensors, progress, read_json, read_rows, read_values, reordered, score, to_ask,
+    train_bpe, view_as_text, view_captioned, view_text_only, warn, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1273,17 +1272,6 @@ def spelled(net, ids) -> str:
         text = f"<{len(run)} slots>" if slots else names[id] * len(run) if id in names else None
         parts.append(net.tokenizer.decode(run) if text is None else text)
     return "".join(parts)
-
-
-def git_hash() -> str:
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return "no git here"
-    return run.stdout.strip() or "no git here"
 
 
 # ------------------------------------------------------------------------------------------------
