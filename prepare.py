@@ -2143,7 +2143,7 @@ LARGEST = 1 << 37  # bytes of a download whose length nobody tells
 
 class Refused(BadInput):
     """A request that came to nothing, for callers who know what to do about it: the status (0
-    where no reply came) and the start of the reply."""
+    where nobody was there, 408 where no whole reply came) and the start of the reply."""
 
     def __init__(self, message, status=0, reply=""):
         super().__init__(message)
@@ -2168,7 +2168,9 @@ def request(
             refused = refusal(where, response, token)
             again = status in (408, 409, 425, 429) or (status >= 500 and status != 501)
         except (requests.RequestException, ValueError) as error:
-            refused = Refused(f"{where}: {masked(error, token)}")
+            cause = error.args[0] if error.args else None  # with a reason: no connection was made
+            met = not isinstance(error, ValueError) and not hasattr(cause, "reason")
+            refused = Refused(f"{where}: {masked(error, token)}", status=408 if met else 0)
             again = not isinstance(error, ValueError)  # an address that is none stays none
         if not again or attempt == ATTEMPTS - 1:
             raise refused
@@ -2407,6 +2409,156 @@ def check_space(folder, needed):
     """Asked before the first byte: a full disk would be noticed hours later."""
     free = shutil.disk_usage(folder).free
     expect(needed <= free, folder, f"{needed / 1e9:.3f} GB of free space", f"{free / 1e9:.3f} GB")
+
+
+# --- language models. A reply is on the disk before anybody looks at it, and whoever asks the same
+# again finds it there: a run that was killed, or comes a second time, pays for nothing twice.
+
+PATIENCE = (10, 600)  # seconds to connect, and to wait for a reply, which comes as a whole
+HOPELESS = 0, 401, 402, 403, 404  # nobody there, or nobody who would answer: the next is no better
+NO_CONTEXT = r"context[ _]length|maximum context|too many tokens|prompt is too long"
+NO_FORMAT = r"response_format|json_schema|schema|structured|guided|grammar"
+
+
+class NoReply(BadInput):
+    """There is no reply to this one thing, and the next may have one; the text says why."""
+
+
+def hash_of(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """Replies in a file, a JSON object each, found by the hash of what was asked."""
+
+    def __init__(self, path):
+        self.lock, self.path = threading.Lock(), path
+        self.places = {}  # hash of what was asked -> where the file has the reply
+        self.refused = set()  # (model, what it would not do)
+        self.new, self.old = Counter(), Counter()  # replies and tokens, now and in earlier runs
+        self.file = open(path, "a+b")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{path}: expected one run at a time, found another") from None
+        self.read()
+
+    def read(self):
+        """What earlier runs heard. A line that was torn when they were killed goes."""
+        self.file.seek(0)
+        end = 0
+        for line in self.file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                self.note(json.loads(line), end, len(line), self.old)
+            except (ValueError, LookupError, TypeError):
+                raise BadInput(f"{self.path}: byte {end}: expected a reply") from None
+            end += len(line)
+        self.file.truncate(end)
+
+    def note(self, record, start, length, into):
+        self.places[record["key"]] = start, length
+        self.refused.add((record["model"], record.get("refused")))
+        into.update(replies=1, read=record["usage"][0], written=record["usage"][1])
+
+    def recall(self, asked: dict) -> dict | None:
+        place = self.places.get(hash_of(asked))
+        return place and json.loads(os.pread(self.file.fileno(), place[1], place[0]))
+
+    def keep(self, asked: dict, **reply) -> dict:
+        """The reply, on the disk. Of what was asked only the hash is kept, and who was asked."""
+        record = {"key": hash_of(asked), "model": asked["model"], "usage": [0, 0], **reply}
+        line = json.dumps(record).encode() + b"\n"
+        with self.lock:
+            start = self.file.seek(0, os.SEEK_END)
+            self.file.write(line)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.note(record, start, len(line), self.new)
+        return record
+
+    def close(self):
+        self.file.close()
+
+
+class Service:
+    """A model behind a chat server as OpenAI has made it usual. Safe in threads."""
+
+    def __init__(self, url, model, journal: Journal, per_minute=0):
+        base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+        self.url, self.model, self.journal = f"{base}/v1/chat/completions", model, journal
+        self.key = os.environ.get("OPENAI_API_KEY") or None
+        self.pace = 60 / per_minute if per_minute else 0
+        self.lock, self.free_at, self.gone = threading.Lock(), 0.0, None
+
+    def say(self, messages, seed, most, temperature, schema=None) -> dict:
+        """The reply to these messages, from the journal or the server: {content, finish}. With a
+        schema it is to be JSON of that kind, if the server can see to it."""
+        while True:
+            body = {"model": self.model, "messages": messages, "temperature": temperature,
+                    "seed": seed, "max_tokens": most}  # fmt: skip
+            if schema and (self.model, "response_format") not in self.journal.refused:
+                body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            record = self.journal.recall(body) or self.ask(body)
+            if record.get("refused") == "response_format":  # so the schema in the prompt must do
+                continue
+            if "refused" in record:
+                raise NoReply(record["refused"])
+            return record
+
+    def ask(self, body) -> dict:
+        with self.lock:  # each waits for its own turn, however many there are
+            now = time.monotonic()
+            turn = self.free_at = max(now, self.free_at + self.pace)
+        time.sleep(turn - now)
+        if self.gone:  # another thread was told so
+            raise self.gone
+        try:
+            reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
+        except Refused as refused:
+            if refused.status in (400, 413, 422) and re.search(NO_CONTEXT, refused.reply, re.I):
+                return self.journal.keep(body, refused="context length")
+            if refused.status in (400, 422) and "response_format" in body:
+                if re.search(NO_FORMAT, refused.reply, re.I):
+                    warn(f"{self.model} takes no response_format: the prompt must do")
+                    return self.journal.keep(body, refused="response_format")
+            if refused.status in HOPELESS or "insufficient_quota" in refused.reply:
+                self.gone = refused
+                raise
+            warn(str(refused))
+            raise NoReply(f"status {refused.status}") from None
+        except BadInput as mistake:
+            warn(str(mistake))
+            raise NoReply("no reply") from None
+        return self.journal.keep(body, **self.read_reply(reply))
+
+    def read_reply(self, reply) -> dict:
+        """What matters of it. A server may repeat what it was sent, and that has a key."""
+        text = reply.decode("utf-8", "replace")
+        try:
+            value = json.loads(text.replace(self.key, "***") if self.key else text)
+            choice = value["choices"][0]
+            said = choice["message"]["content"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return {"content": "", "finish": "unreadable"}
+        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        return {
+            "content": said if isinstance(said, str) else "",
+            "finish": str(choice.get("finish_reason")),
+            "usage": [count if type(count) is int and count > 0 else 0 for count in counts],
+        }
+
+
+def leave_at_once():
+    """Let Ctrl-C wait for no reply that is under way. What was heard before is in the journal."""
+
+    def leave(*_):
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -38,7 +38,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -56,10 +55,11 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    RATE, BadInput, Parser, Refused, chance, clean, cli, conversation, expect, fits, join_shards,
-    load_audio, load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines,
-    read_rows, read_values, request, score, shard_file, stop, tag_clips, warn, which_shard,
-    word_errors, words, worker_map, write_json, written,
+    HOPELESS, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
+    conversation, expect, fits, join_shards, leave_at_once, load_audio, load_clip, open_audio,
+    plain, progress, read_corpus, read_json, read_lines, read_rows, read_values, request, score,
+    shard_file, stop, tag_clips, warn, which_shard, word_errors, words, worker_map, write_json,
+    written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -4086,10 +4086,6 @@ REPHRASED = ("choice", "yesno", "clip", "order", "count", "span")  # what has on
 
 MOST = 2048  # tokens of a reply, and twice that where it was cut off
 WARMTH = 0.8  # temperature
-PATIENCE = (10, 600)  # seconds to connect, and to wait for a reply, which comes as a whole
-HOPELESS = 0, 401, 402, 403, 404  # nobody there, or nobody who would answer: the next is no better
-NO_CONTEXT = r"context[ _]length|maximum context|too many tokens|prompt is too long"
-NO_FORMAT = r"response_format|json_schema|schema|structured|guided|grammar"
 
 
 def tidy(value):
@@ -4124,116 +4120,17 @@ class Writer:
     """A language model: what it was asked and said, what that cost and what came of it."""
 
     def __init__(self, url, model, journal, threads=8, per_minute=0, price=(0, 0), engine=FORMANT):
-        base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
-        self.url, self.model, self.engine = f"{base}/v1/chat/completions", model, engine
-        self.key = os.environ.get("OPENAI_API_KEY") or None
-        self.threads, self.pace, self.price = threads, 60 / per_minute if per_minute else 0, price
-        self.lock, self.free_at, self.plain, self.gone = Lock(), 0.0, False, None
-        self.outcomes = defaultdict(Counter)  # prompt -> what became of its items
-        self.new, self.old = Counter(), Counter()  # replies and tokens, now and in earlier runs
-        self.places = {}  # hash of what was asked -> where the journal has the reply
-        self.journal = open(journal, "a+b")
-        try:
-            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{journal}: expected one run at a time, found another") from None
-        self.read_journal()
-
-    def read_journal(self):
-        """What earlier runs heard. A line that was torn when they were killed goes."""
-        self.journal.seek(0)
-        end = 0
-        for line in self.journal:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                self.note(json.loads(line), end, len(line), self.old)
-            except (ValueError, LookupError, TypeError):
-                raise BadInput(f"{self.journal.name}: byte {end}: expected a reply") from None
-            end += len(line)
-        self.journal.truncate(end)
-
-    def note(self, record, start, length, into):
-        self.places[record["key"]] = start, length
-        self.plain |= record.get("refused") == "response_format" and record["model"] == self.model
-        into.update(replies=1, read=record["usage"][0], written=record["usage"][1])
-
-    def recall(self, key):
-        if key not in self.places:
-            return None
-        start, length = self.places[key]
-        return json.loads(os.pread(self.journal.fileno(), length, start))
-
-    def keep(self, key, **record):
-        """On the disk, before anybody looks at it."""
-        record = {"key": key, "model": self.model, "usage": [0, 0], **record}
-        line = json.dumps(record).encode() + b"\n"
-        with self.lock:
-            start = self.journal.seek(0, os.SEEK_END)
-            self.journal.write(line)
-            self.journal.flush()
-            os.fsync(self.journal.fileno())
-            self.note(record, start, len(line), self.new)
-        return record
+        self.model, self.journal = model, Journal(journal)
+        self.service = Service(url, model, self.journal, per_minute)
+        self.threads, self.price, self.engine = threads, price, engine
+        self.lock, self.outcomes = Lock(), defaultdict(Counter)  # what became of a prompt's items
 
     def exchange(self, name, messages, seed, most) -> dict:
-        """A reply to these messages, from the journal or the server: {content, finish}."""
-        while True:
-            body = {"model": self.model, "messages": messages, "temperature": WARMTH,
-                    "seed": seed, "max_tokens": most}  # fmt: skip
-            if not self.plain:
-                schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
-                body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-            record = self.recall(key) or self.send(key, body)
-            if record.get("refused") == "response_format":  # so the schema in the prompt must do
-                continue
-            if "refused" in record:
-                raise Dropped(record["refused"])
-            return record
-
-    def send(self, key, body) -> dict:
-        with self.lock:  # each waits for its own turn, however many there are
-            now = time.monotonic()
-            turn = self.free_at = max(now, self.free_at + self.pace)
-        time.sleep(turn - now)
-        if self.gone:  # another thread was told so
-            raise self.gone
+        schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
         try:
-            reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
-        except Refused as refused:
-            if refused.status in (400, 413, 422) and re.search(NO_CONTEXT, refused.reply, re.I):
-                return self.keep(key, refused="context length")
-            if refused.status in (400, 422) and "response_format" in body:
-                if re.search(NO_FORMAT, refused.reply, re.I):
-                    warn(f"{self.model} takes no response_format: the prompt must do")
-                    return self.keep(key, refused="response_format")
-            if refused.status in HOPELESS or "insufficient_quota" in refused.reply:
-                self.gone = refused
-                raise
-            warn(str(refused))
-            raise Dropped(f"status {refused.status}") from None
-        except BadInput as mistake:
-            warn(str(mistake))
-            raise Dropped("no reply") from None
-        return self.keep(key, **self.read_reply(reply))
-
-    def read_reply(self, reply) -> dict:
-        """What matters of it. A server may repeat what it was sent, and that has a key."""
-        text = reply.decode("utf-8", "replace")
-        try:
-            value = json.loads(text.replace(self.key, "***") if self.key else text)
-            choice = value["choices"][0]
-            said = choice["message"]["content"]
-        except (ValueError, RecursionError, LookupError, TypeError):
-            return {"content": "", "finish": "unreadable"}
-        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        return {
-            "content": said if isinstance(said, str) else "",
-            "finish": str(choice.get("finish_reason")),
-            "usage": [count if type(count) is int and count > 0 else 0 for count in counts],
-        }
+            return self.service.say(messages, seed, most, WARMTH, schema)
+        except NoReply as mistake:
+            raise Dropped(str(mistake)) from None
 
     def hear(self, name, messages, seed) -> tuple:
         """(the reply's object or None, its text, what is wrong with it)"""
@@ -4390,7 +4287,7 @@ class Writer:
             rest = ", ".join(f"{why} {count}" for why, count in outcomes.most_common()
                              if why != "accepted")  # fmt: skip
             print(clean(f"  {name:10} {asked:6} asked, {good:6} accepted  {rest}"))
-        for label, spent in (("this run", self.new), ("before", self.old)):
+        for label, spent in (("this run", self.journal.new), ("before", self.journal.old)):
             dollars = (spent["read"] * self.price[0] + spent["written"] * self.price[1]) / 1e6
             cost = f", ${dollars:.2f}" if any(self.price) else ""
             told = f"{spent['read']} tokens read, {spent['written']} written{cost}"
@@ -4711,12 +4608,7 @@ def writer_of(args, journal, engine) -> Writer:
     expect(args.per_minute >= 0, "--per-minute", "0 or more", args.per_minute)
     price = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", args.price)
     expect(price, "--price", "two numbers, as in 0.15/0.60", repr(args.price))
-
-    def leave(*_):
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(130)  # nobody waits for replies that are under way
-
-    signal.signal(signal.SIGINT, leave)
+    leave_at_once()
     price = tuple(map(float, price.groups()))
     return Writer(args.llm, args.model, journal, args.concurrency, args.per_minute, price, engine)
 

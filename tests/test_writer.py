@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -197,12 +198,10 @@ class Model(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        system, user = (message["content"] for message in body["messages"][:2])
-        name = next(n for n, text in synth.PROMPTS.items() if system.startswith(text))
         with self.server.lock:
             self.server.asked.append(body)
             self.server.keys.add(self.headers.get("Authorization"))
-        said = self.server.say(name, json.loads(user), body)
+        said = self.said(body)
         if said is None:  # hang up in the middle
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{")
             self.wfile.flush()
@@ -215,6 +214,11 @@ class Model(BaseHTTPRequestHandler):
             self.send_header(field, value)
         self.end_headers()
         self.wfile.write(reply)
+
+    def said(self, body):
+        system, user = (message["content"] for message in body["messages"][:2])
+        name = next(n for n, text in synth.PROMPTS.items() if system.startswith(text))
+        return self.server.say(name, json.loads(user), body)
 
     def log_message(self, *_):
         pass
@@ -241,18 +245,24 @@ class Server(ThreadingHTTPServer):
         """A client that is killed hangs up, as it should."""
 
 
-@pytest.fixture
-def model(monkeypatch):
-    monkeypatch.setattr(prepare, "PAUSE", 0.001)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    server = Server(("127.0.0.1", 0), Model)
+@contextmanager
+def serving(handler, say):
+    server = Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.asked, server.keys, server.lock, server.say = [], set(), threading.Lock(), do_well
+    server.asked, server.keys, server.lock, server.say = [], set(), threading.Lock(), say
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(prepare, "PAUSE", 0.001)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Model, do_well) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +427,7 @@ def test_json_is_found_in(shape, written, model):
     model.say = lambda name, data, body: SHAPES[shape](json.dumps(GOOD[name](data)))
     items, outcomes, writer = written(25)
     assert all(counts["accepted"] == counts.total() for counts in outcomes.values())
-    assert writer.new["replies"] == sum(counts.total() for counts in outcomes.values())
+    assert writer.journal.new["replies"] == sum(counts.total() for counts in outcomes.values())
 
 
 @pytest.mark.parametrize("said", [None, "", "I cannot do that.", "<think>{}", "{" * 5000, "[]"])
@@ -431,7 +441,7 @@ def test_no_reply_is_asked_for_once_more(said, written, model):
     assert set(lost) <= {"empty", "JSON"} and lost.total() > 0
     assert not prompts_of(items)
     asked = sum(counts.total() for counts in outcomes.values())
-    assert writer.new["replies"] == 2 * asked
+    assert writer.journal.new["replies"] == 2 * asked
     again = [body for body in model.asked if len(body["messages"]) > 2]
     assert len(again) == asked
     assert all("cannot be used" in body["messages"][-1]["content"] for body in again)
@@ -777,7 +787,7 @@ def test_no_such_edit_is_no_item(written, model):
     model.say = lambda name, *_: {"sentence": None, "difference": None}
     items, outcomes, writer = written(60, recipe="mallm")
     lost = outcomes["edit"]
-    assert set(lost) == {"impossible"} and lost.total() == writer.new["replies"]
+    assert set(lost) == {"impossible"} and lost.total() == writer.journal.new["replies"]
     assert len(items) == 60 - lost.total() < 60
     assert "speech_pair" not in {item["task"] for item in items}
 
@@ -935,7 +945,7 @@ def test_nothing_is_asked_for_twice(written, model):
     asked = len(model.asked)
     again, _, writer = written(30)
     assert again == first and len(model.asked) == asked
-    assert writer.new["replies"] == 0 and writer.old["replies"] == asked
+    assert writer.journal.new["replies"] == 0 and writer.journal.old["replies"] == asked
     more, *_ = written(40)
     assert more[:30] == first and len(model.asked) > asked
 
