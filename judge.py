@@ -1,87 +1,300 @@
 """Judge: ask a model a whole bench, and say how good its answers are.
 
     python judge.py --weights weights/tiny --bench data/toy/bench.jsonl
-    python judge.py --weights runs/mine --bench data/toy/bench-dev.jsonl --out reports --name mine
-    python judge.py --weights weights/tiny --bench data/toy/bench.jsonl --text-only --permute
-    python judge.py --weights weights/tiny --bench data/toy/bench.jsonl --view concat
+    python judge.py --weights weights/tiny --bench data/toy/bench.jsonl --text-only --permute --by-n
+    python judge.py --weights runs/mine --bench mmau --data MMAU --mode official
+    python judge.py --server http://127.0.0.1:8000 --server-model af3 --bench data/toy/bench.jsonl
+    python judge.py --answers mine.jsonl --bench data/toy/bench.jsonl --llm weights/qwen3-4b
+    torchrun --nproc-per-node 8 judge.py --weights weights/af3 --bench data/toy/bench.jsonl
+    python judge.py compare reports/a.json reports/b.json --html both.html
+    python judge.py agree --make 100 --report reports/a.json --out sheet.csv
+    python judge.py benches
 
 Nothing is guessed: an answer that commits to nothing is unparsed, an item that could not be asked
 is missing, both score 0 and both are counted. Beside each score stand what a uniform guess would
 get (chance) and what the best answer that never listens would (majority); on demand, what the model
 itself says without the clips (text-only), and how often it says something else when they come in
-another order (flips). DIR/NAME.json holds it all, item by item.
+another order (flips). DIR/NAME.json holds all that it takes to compute the report again, item by
+item; DIR/NAME.html shows it, with every clip to be heard. A run that was killed goes on where it
+was: DIR/NAME.asked.jsonl holds each answer from the moment it was given.
 """
 
+import base64
 import csv
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import platform
 import random
 import re
+import shutil
+import string
+import subprocess
 import sys
+import tempfile
+import unicodedata
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import closing
+from functools import cached_property, lru_cache, partial, reduce
+from html import escape
+from itertools import combinations, islice, pairwise, permutations, product
+from operator import itemgetter, or_
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlencode
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
 
 import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
 
 import kernels  # noqa: E402
-from model import add_weight_flags, answer_all, base_of, find_device, load_net  # noqa: E402
+from model import add_weight_flags, answer_all, find_device, load_net, weights_hash  # noqa: E402
 from prepare import (  # noqa: E402
-    COMPANIONS, MARKER, ONE_ROW_VIEWS, TAIL, THOUGHTS, VIEWS, BadInput, Journal, NoReply,
-    Parser, Service, chance, clean, cli, conversation, expect, fits, hash_of, leave_at_once,
-    load_clip, parse, progress, read_json, read_rows, reordered, score, terms, view_permute,
-    warn, write_json, written,
+    CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, THOUGHTS, VIEWS, BadInput, Journal, NoReply,
+    Parser, Service, as_example, chance, check_fields, clean, cli, conversation, each_alone, expect,
+    find_files, fits, git_hash, hash_of, index_audio, join_shards, known, leave_at_once, load_clip,
+    masked, overlap, parse, place_clips, progress, read_json, read_rows, read_tables, read_values,
+    reordered, request_json, score, shard_file, stop, terms, to_ask, view_captioned, view_permute,
+    warn, which_shard, word_errors, words, write_json, written,
 )  # fmt: skip
+from sample import clip_orders  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
-# Answers.
+# Asking. Who answers is a network of ours, a file that somebody wrote, or a server. Each is given
+# (key, messages, clips, layout) one by one and gives back (key, answer), or (key, BadInput) where
+# there is none to be had. An answer is on the disk before the next is asked for: a run that was
+# killed goes on where it was, and nobody is asked the same twice.
 
 NEW = 256  # tokens of an answer, at most
 
 
-def answers(net, rows, root):
-    """(number of a row, its answer), in order, of those that can be asked."""
-    for i, answer in answer_all(net, asked(rows, root), max_new_tokens=NEW):
-        if isinstance(answer, BadInput):
-            warn(f"{rows[i]['id']}: {answer}")
-        else:
-            yield i, answer
+class Network:
+    """A checkpoint or a run, on our own code."""
+
+    def __init__(self, args):
+        self.net = load_net(args)
+        self.name = f"{Path(args.weights).resolve().name} {weights_hash(args.weights)[:16]}"
+        if args.adapter:
+            self.name += f" with {Path(args.adapter).name} {weights_hash(args.adapter)[:16]}"
+        self.how = f"{self.net.device}, {kernels.chosen()} kernels, {self.net.dtype}"
+
+    def answers(self, items):
+        return answer_all(self.net, items, max_new_tokens=NEW)
 
 
-def said_by(net, rows, root, label) -> list[str | None]:
-    """The answer to each row, None where it could not be asked."""
-    show, said = progress(label, len(rows), unit="items", scale=1), [None] * len(rows)
-    for i, answer in answers(net, rows, root):
-        said[i] = answer
-        show(1)
-    return said
+class Written:
+    """Answers in a file: an id and an answer each, by any name that other tools give it."""
+
+    NAMES = ("answer", "prediction", "model_output", "model_prediction", "answer_prediction")
+
+    def __init__(self, path):
+        self.how, self.said = "answers in a file", {}
+        for number, row in read_values(path, stop):
+            where = f"{path}: row {number}"
+            fine = isinstance(row, dict) and isinstance(row.get("id"), str)
+            expect(fine, where, "an object with an id", f"{row!r:.80}")
+            expect(row["id"] not in self.said, where, "each id once", repr(row["id"]))
+            answer = next((row[name] for name in self.NAMES if name in row), None)
+            fine = answer is None or isinstance(answer, str)
+            expect(fine, f"{where}: answer", "a text", f"{answer!r:.80}")
+            self.said[row["id"]] = answer
+        self.name = f"{Path(path).name} {hash_of(self.said)[:16]}"
 
 
-def asked(rows, root):
-    """What is asked, and the clips. Nobody is asked about fewer clips than there are."""
-    for i, row in enumerate(rows):
+class Server:
+    """An OpenAI-compatible server that hears. Each clip goes as an input_audio part, in the place
+    that the text gives it and with its index before it."""
+
+    def __init__(self, url, model, args, journal):
+        self.service = Service(url, model, journal, args.per_minute)
+        self.name, self.how = f"{model} at {masked(url)}", "a server"
+        self.threads = args.concurrency
+        leave_at_once()
+
+    def answers(self, items):
+        with ThreadPoolExecutor(self.threads) as pool:
+            while some := list(islice(items, 4 * self.threads)):  # as many clips lie in memory
+                yield from zip((key for key, *_ in some), pool.map(self.answer, some))
+
+    def answer(self, item):
+        _, messages, clips, layout = item
+        told = [{**m, "content": parts(m["content"], clips, layout != "no-index")}
+                for m in place_clips(messages, len(clips))]  # fmt: skip
         try:
-            yield i, conversation(row)[:-1], [load_clip(clip, root) for clip in row["clips"]]
-        except BadInput as mistake:
-            warn(f"{row['id']}: {mistake}")
+            said = self.service.say(told, 0, NEW, 0)
+        except NoReply as mistake:
+            return mistake
+        unread = said["finish"] == "unreadable"
+        return NoReply("a reply that is none") if unread else said["content"]
 
 
-def flips(row, answer, moved, again) -> bool | None:
-    """Whether the answer to the reordered row commits to something else. What was answered before
-    is put into the new order first."""
+def parts(text, clips, indexed) -> list[dict]:
+    """Text whose markers are replaced by the sounds themselves."""
+    found = []
+    for i, piece in enumerate(re.split(MARKER, text)):
+        if i % 2:
+            file = io.BytesIO()
+            soundfile.write(file, clips[int(piece) - 1], RATE, format="WAV")
+            sound = {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}
+            found += [{"type": "text", "text": f"audio {piece}:"}] * indexed
+            found.append({"type": "input_audio", "input_audio": sound})
+        elif piece.strip():
+            found.append({"type": "text", "text": piece})
+    return found
+
+
+class Asking:
+    """One who answers, the folder that clips are relative to, and what has been said so far."""
+
+    def __init__(self, who, root, journal):
+        self.who, self.root, self.journal = who, root, journal
+
+    def ask(self, rows, label) -> list[str | None]:
+        """The answer to each row, None where it could not be had."""
+        if isinstance(self.who, Written):
+            return [self.who.said.get(row["id"]) for row in rows]
+        about = [self.about(row) for row in rows]
+        said = [known and known["content"] for known in map(self.journal.recall, about)]
+        todo = [(i, rows[i]) for i, answer in enumerate(said) if answer is None]
+        show = progress(label, len(rows), len(rows) - len(todo), unit="items", scale=1)
+        for i, answer in self.who.answers(to_ask(todo, self.root)):
+            if isinstance(answer, BadInput):
+                warn(f"{rows[i]['id']}: {answer}")
+            else:
+                said[i] = self.journal.keep(about[i], content=answer)["content"]
+            show(1)
+        return said
+
+    def about(self, row) -> dict:
+        """All that an answer depends on."""
+        return {"model": self.who.name, "how": self.who.how, "most": NEW, "clips": row["clips"],
+                "messages": conversation(row)[:-1], "layout": row.get("layout")}  # fmt: skip
+
+
+# What else a network can be asked, to find out what its answers lean on: each gives the answers to
+# the rows as they were, so that they can be scored like any others.
+
+
+def ask_fused(asking, rows):
+    """Late fusion: each clip is described by itself, and the question asked on the descriptions."""
+    alone = [each_alone(row) for row in rows]
+    told = iter(asking.ask(sum(alone, []), "described"))
+    fused = [view_captioned(row, list(islice(told, len(each)))) for row, each in zip(rows, alone)]
+    return asking.ask(fused, "judged on descriptions")
+
+
+def ask_voting(asking, rows, k):
+    """Under k orders of the clips; the value that most answers come to is the answer, the first
+    of its kind; on a tie, the one that came up first. What cannot be read has no vote."""
+    ballots = [(i, order) for i, row in enumerate(rows)
+               for order in clip_orders(len(row["clips"]), k, seed_of(row))]  # fmt: skip
+    said = asking.ask([view_permute(rows[i], order) for i, order in ballots], "judged by vote")
+    votes = [[] for _ in rows]
+    for (i, order), answer in zip(ballots, said):
+        if answer is not None:
+            votes[i].append(as_given(rows[i], order, answer))
+    return [elect(row["gold"], answers) for row, answers in zip(rows, votes)]
+
+
+def as_given(row, order, answer) -> str:
+    """What was answered about reordered clips, about the clips as they were: new clip j + 1 is the
+    old order[j]."""
+    back = [order.index(i) + 1 for i in range(1, len(order) + 1)]
+    moved = {**view_permute(row, order), "answer": answer}
+    return view_permute(moved, back)["answer"]
+
+
+def elect(gold, answers) -> str | None:
+    values = [parse(gold, answer) for answer in answers]
+    votes = Counter(map(repr_of, (value for value in values if value is not None)))
+    if not votes:
+        return answers[0] if answers else None
+    best = votes.most_common(1)[0][0]
+    read = ((a, value) for a, value in zip(answers, values) if value is not None)
+    return next(answer for answer, value in read if repr_of(value) == best)
+
+
+def repr_of(value) -> str:
+    """A parsed value as something to count by; sets have no order."""
+    return repr(sorted(value)) if isinstance(value, (set, frozenset)) else repr(value)
+
+
+def ask_elsewhere(asking, rows, view):
+    """Each row in another form, see prepare.py."""
+    if view == "shuffle-audio":
+        heard = [row for row in rows if row["clips"]]
+        places = {row["id"]: i for i, row in enumerate(heard)}
+        other = [heard[(places.get(row["id"], i) + 1) % len(heard)] for i, row in enumerate(rows)]
+        return asking.ask([VIEWS[view](*pair) for pair in zip(rows, other)], f"judged, {view}")
+    return asking.ask([VIEWS[view](row) for row in rows], f"judged, {view}")
+
+
+def seed_of(row) -> int:
+    return int(hashlib.sha256(row["id"].encode()).hexdigest()[:8], 16)
+
+
+# Two tests of whether an answer hangs on what it should not: the order of the clips, and that of
+# the options. Each gives rows to ask instead, None where it makes no sense.
+
+
+def permuted(row, literal):
+    """Its clips in another order, and every index in question and gold after them; or, `literal`,
+    with the text as it was: the paper's test, which is fair only where no index is named."""
+    if len(row["clips"]) < 2:
+        return None
+    moved = reordered(row)
+    order = moved["order"]
+    return {**view_permute(row, order, literal), "order": order} if literal else moved
+
+
+def names_index(row) -> bool:
+    """Whether question or answer would have to follow, were each clip in another place."""
+    count = len(row["clips"])
+    if count < 2:
+        return False
+    moved = view_permute(row, [*range(2, count + 1), 1])
+    return any(row.get(name) != moved.get(name) for name in ("question", "gold", "choices"))
+
+
+def options_shuffled(row):
+    """Its options in another order, where the question names each of them once."""
+    choices = row["gold"].get("choices") if row["gold"]["type"] == "choice" else None
+    if not choices or "messages" in row:
+        return None
+    found = [list(re.finditer(rf"(?<!\w){re.escape(c)}(?!\w)", row["question"])) for c in choices]
+    spans = [matches[0].span() for matches in found if len(matches) == 1]
+    apart = all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
+    if len(spans) < len(choices) or not apart:
+        return None
+    order, dice = list(range(len(choices))), random.Random(row["id"])
+    while order == sorted(order):
+        dice.shuffle(order)
+    new, text = dict(zip(choices, (choices[i] for i in order))), row["question"]
+    for choice in sorted(choices, key=lambda c: -spans[choices.index(c)][0]):  # from the end
+        start, end = spans[choices.index(choice)]
+        text = text[:start] + new[choice] + text[end:]
+    listed = [choices[i] for i in order]
+    return {**row, "question": text, "choices": listed, "gold": {**row["gold"], "choices": listed}}
+
+
+def flips(row, answer, moved, again, literal=False) -> bool | None:
+    """Whether the answer to the changed row commits to something else. Where the text has followed
+    the clips, what was answered before follows first."""
     if answer is None or again is None:
         return None
-    before = view_permute({**row, "answer": answer}, moved["order"])["answer"]
+    if "order" in moved and not literal:
+        answer = view_permute({**row, "answer": answer}, moved["order"])["answer"]
     if row["gold"]["type"] == "text":  # the same things may be told in another order
-        return parts_of(before) != parts_of(again)
-    return parse(moved["gold"], before) != parse(moved["gold"], again)
+        return parts_of(answer) != parts_of(again)
+    return parse(moved["gold"], answer) != parse(moved["gold"], again)
 
 
 def parts_of(answer) -> list[str]:
@@ -225,20 +438,6 @@ class LocalJudge(Judge):
             yield prompt, reply
 
 
-def weights_hash(dir) -> str:
-    """Of all files that decide what a checkpoint says, an adapter's base included."""
-    dir = Path(dir)
-    names = ("config.json", "adapter_config.json", *COMPANIONS)
-    files = [*sorted(dir.glob("*.safetensors")), *(dir / name for name in names)]
-    digests = {}
-    for path in filter(Path.is_file, files):
-        with open(path, "rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    expect(digests, dir, "a folder of weights", "none")
-    base = weights_hash(base_of(dir)) if "adapter_config.json" in digests else None
-    return hash_of([digests, base])
-
-
 def add_judge_flags(parser):
     add = parser.add_argument
     # fmt: off
@@ -341,10 +540,1452 @@ def majority_of_three(judge, prompt) -> bool | None:
     return next((verdict for verdict in (True, False) if votes.count(verdict) > 1), None)
 
 
+# ------------------------------------------------------------------------------------------------
+# Benches. A public benchmark, in a folder that holds it as its makers publish it, is read as the
+# examples that everything else here is made of, and scored in two ways. Strict is prepare.py's
+# score on the gold: what is missing or unparsed is wrong, nothing is guessed. Official is the
+# published rule with its quirks, so that a figure may stand beside published ones. Such a rule may
+# guess, pass rows over, or ask a second model: its notes say what it did, and where it needs what
+# was not given it is refused, not imitated. Where an answer is open (a caption, a story), the
+# strict score is the F1 of its content words with the reference's: low, but the same for all.
+
+
+class Bench(NamedTuple):
+    layout: str  # what --data DIR holds
+    files: tuple  # the names, or patterns, of those that hold the rows
+    raws: Callable  # (files, DIR, refuse) -> (file, number, row as published), one by one
+    make: Callable  # (row as published, number, file, where a clip is) -> a row or several
+    official: Callable | None = None  # (rows, said, judges, DIR) -> Official; None: none published
+    needs: str = ""  # what that rule asks for, if its rows do: "llm", "embeddings" or "loglik"
+
+    def read(self, data, refuse):
+        """The rows, their clips relative to `data`. What is no example is refused by its place."""
+        data, seen = Path(data), set()
+        there = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
+        files = find_files(data, *self.files) if there else []
+        found = ", ".join(there[:6]) + ", ..." * (len(there) > 6) or "nothing"
+        expect(files, f"--data {data}", self.layout, found)
+        for file, number, raw in self.raws(files, data, refuse):
+            where = f"{file}: row {number}"
+            try:
+                expect(isinstance(raw, dict), "row", "an object", f"{raw!r:.80}")
+                where += f" ({raw['id']})" if "id" in raw else ""
+                made = self.make(raw, number, file, partial(clip_at, data, file))
+                for row in made if isinstance(made, list) else [made]:
+                    row = as_example(row, where, data)
+                    expect(row["id"] not in seen, "id", "one of its own", f"another {row['id']}")
+                    seen.add(row["id"])
+                    yield row
+            except BadInput as mistake:
+                refuse(BadInput(f"{where}: {mistake}"))
+
+
+class Official(NamedTuple):
+    scores: list  # of each row, None where the rule passes it over
+    figures: dict  # as published: name -> number
+    notes: list[str]
+
+
+def from_json(files, data, refuse):
+    for file in files:
+        for number, raw in read_values(file, refuse):
+            yield file, number, raw
+
+
+def from_csv(files, data, refuse, columns):
+    for file in files:
+        for number, raw in enumerate(read_tables(file.parent, [file.name], columns), 1):
+            yield file, number, raw
+
+
+@lru_cache(maxsize=1)
+def audio_under(root):
+    return index_audio(root)
+
+
+def clip_at(data, file, *names) -> str:
+    """The first of these names that is there, beside the file, in `data` or anywhere under it."""
+    names = [name.lstrip("/") for name in names]  # some are published to be glued to a folder
+    for folder in (file.parent, data):
+        for name in names:
+            if os.path.isfile(folder / name):
+                return os.path.relpath(folder / name, data)
+    root = os.path.realpath(data)
+    found = audio_under(root)(*names)
+    return os.path.relpath(found, root) if found else names[0]
+
+
+def example(source, id, task, clips, said, skill=None, licences=(), /, **meta) -> dict:
+    """said: question, answer, gold, and choices where there are some."""
+    skill = skill or ("single" if len(clips) == 1 else "multi")
+    about = {"id": id, "task": task, "skill": skill, "clips": clips, "source": source}
+    return {**about, **said, "licences": list(licences), "meta": known(meta)}
+
+
+def with_choices(question, choices) -> str:
+    return "\n".join([question, *(f"({chr(65 + i)}) {text}" for i, text in enumerate(choices))])
+
+
+def choice_question(question, choices, answer) -> dict:
+    """A question with its choices, by our letters: some come with letters of their own."""
+    expect(answer in choices, "answer", f"one of {choices!r:.80}", repr(answer))
+    own = [re.match(r"\s*[(\[]?([A-Za-z])[)\].:]\s*(?=\S)", choice) for choice in choices]
+    ours = all(match and match[1].upper() == chr(65 + i) for i, match in enumerate(own))
+    bare = [text[match.end() :] for text, match in zip(choices, own)] if ours else choices
+    value = bare[choices.index(answer)]
+    gold = {"type": "choice", "value": value, "choices": bare}
+    asked = with_choices(question, bare)
+    return {"question": asked, "answer": value, "choices": bare, "gold": gold}
+
+
+def open_question(question, reference, slots=()) -> dict:
+    """Every content word of the reference is a fact to name, unless the facts are given."""
+    content = (word for word in terms(reference) if words(word) and word not in FILLER)
+    slots = list(slots) or [[word] for word in dict.fromkeys(content)] or [[reference]]
+    gold = {"type": "text", "value": {"text": reference, "slots": slots}}
+    return {"question": question, "answer": reference, "gold": gold}
+
+
+def breakdown(rows, scores, fields) -> dict:
+    """The mean of all, and of those that share a value of one of these fields of meta."""
+    groups = defaultdict(list)
+    for row, value in zip(rows, scores):
+        if value is not None:
+            named = [f"{field}: {row['meta'][field]}" for field in fields if field in row["meta"]]
+            for name in ["total", *named]:
+                groups[name].append(value)
+    return {name: sum(values) / len(values) for name, values in groups.items()}
+
+
+def second_model(judges, way, bench, flag) -> list:
+    """Those of the judges that can be asked in this way."""
+    found = [judge for judge in judges if hasattr(judge, way)]
+    if not found:
+        raise BadInput(f"official mode of {bench} needs {flag}")
+    return found
+
+
+def counted(number, what) -> list[str]:
+    return [f"{number} {what}"] if number else []
+
+
+# --- MAE: 20 sets of two clips each, 11 tasks. No code is published; the rule is the paper's.
+
+MAE_TASKS = [  # task, how it is answered, its sets; the first six are speech
+    ("speech comparison", "comparison", "librispeech-comparison timit-comparison"),
+    ("dialogue generation", "dialogue", "dailytalk-dialog meld-dialog"),
+    ("hotword detection", "which", "librispeech-hotword timit-hotword"),
+    ("speech identification", "yesno", "librispeech-identification wsj-identification"),
+    ("keyword comparison", "yesno", "audio-keyword-spotting-keyword speech-commands-keyword"),
+    ("intent identification", "yesno", "fluent-speech-commands-intent"),
+    ("story generation", "story", "esc50-story urbansound-story"),
+    ("sound comparison", "yesno", "esc50-comparison urbansound-comparison"),
+    ("caption retrieval", "which", "clotho-retrieval audiocaps-retrieval"),
+    ("event retrieval", "which", "esc50-retrieval urbansound-retrieval"),
+    ("event detection", "which", "audioset-detection"),
+]
+MAE = {name: (task, kind) for task, kind, sets in MAE_TASKS for name in sets.split()}
+MAE_SIDES = {"speech": list(MAE)[:11], "sound": list(MAE)[11:]}
+MAE_PROMPTS = {  # quoted from appendix A of the MALLM paper; {0} is its [[Speech 1]]
+    "comparison": """\
+Given the transcriptions of two speeches.
+Speech 1: {0}
+Speech 2: {1}
+Determine whether the below response correctly captures the difference between speech 1 and \
+speech 2.
+{2}""",
+    "dialogue": """\
+Given the first two utterances from a conversation between speaker 1 and speaker 2.
+Speaker 1: {0}
+Speaker 2: {1}
+For the question:
+What would be the possible utterance 3 from speaker 1 as a response to utterance 2 from speaker 2?
+Determine whether the below response correctly answers the question.
+{2}""",
+    "story": """\
+Given the story:
+{2}
+Determine whether the below two sounds are presented in the story.
+Sound1: {0}
+Sound2: {1}
+Answer "Yes" if both sounds are presented in the story. Otherwise, answer "No".""",
+}
+MAE_ENDING = '\nYour answer should be a single "Yes" or "No". Do not output anything else.'
+MAE_FORMS = {"yesno": r"(?i)\W*(yes|no)\W*", "which": r"(?i)\W*audio\s*([12])\W*"}
+
+
+def mae_row(raw, number, file, clip) -> dict:
+    """What `labels` holds is not documented. Of an open set it has to be the two texts that the
+    judge is given; of a closed one, the answer is whatever there or in `reference` can be one."""
+    name, (task, kind) = file.stem, MAE[file.stem]
+    check_fields(raw, {"audio1": str, "audio2": str, "question": str}, {})
+    labels, reference = raw.get("labels") or [], raw.get("reference") or ""
+    labels = [labels] if isinstance(labels, str) else labels
+    expect(fits([reference or "-", *labels], [str]), "labels, reference", "texts", f"{raw!r:.80}")
+    if kind in MAE_PROMPTS:
+        expect(len(labels) == 2, "labels", "two texts", f"{labels!r:.80}")
+        slots = [[label] for label in labels] if kind == "story" else ()
+        said = open_question(raw["question"], reference or "; ".join(labels), slots)
+    else:
+        given = [re.fullmatch(MAE_FORMS[kind], text) for text in (reference, *labels)]
+        answers = {match[1].lower() for match in given if match}
+        wanted = "one Yes or No" if kind == "yesno" else "one Audio1 or Audio2"
+        expect(len(answers) == 1, "labels, reference", wanted, f"{[*labels, reference]!r:.80}")
+        value = answers.pop()
+        gold = ("yesno", value) if kind == "yesno" else ("clip", int(value))
+        said = {"question": raw["question"], "gold": dict(zip(("type", "value"), gold))}
+        said["answer"] = value.capitalize() if kind == "yesno" else f"Audio{value}"
+    clips, id = [clip(raw["audio1"]), clip(raw["audio2"])], f"{name}-{number}"
+    licences = ["its sources'; not to be re-released"]
+    return example("mae", id, name, clips, said, task, licences, labels=labels)
+
+
+def official_mae(rows, said, judges, data) -> Official:
+    """Whatever commits to no answer is one: "No", or "Audio1". An open answer is right if the
+    judge, asked three times, mostly says Yes. Averages are of accuracies, a set as a set."""
+    scores, figures, unread, prompts = [], {}, Counter(), mae_prompts(rows, said)
+    if prompts:
+        judge = second_model(judges, "say", "mae", "--llm for its open sets")[0]
+        for sample in (1, 2, 3):
+            judge.fetch(list(filter(None, prompts.values())), sample)
+    for i, (row, answer) in enumerate(zip(rows, said)):
+        kind, value = MAE[row["task"]][1], row["gold"]["value"]
+        if kind in MAE_PROMPTS:
+            yes = answer is not None and majority_of_three(judge, prompts[i])
+            unread["open answers are missing, and wrong"] += answer is None
+            unread[f"open answers got no verdict of {judge.name}, and are wrong"] += yes is None
+            scores.append(float(yes is True))
+        else:
+            word, default = ("No", "no") if kind == "yesno" else ("Audio1", {1})
+            picked = None if answer is None else parse(row["gold"], answer)
+            if picked in (None, "nei"):  # "I cannot tell" is neither Yes nor No
+                unread[f"answers are taken for {word}"] += 1
+                picked = default
+            scores.append(float(picked == (value if kind == "yesno" else {value})))
+    for name in MAE:
+        mine = [(row["gold"]["value"], s) for row, s in zip(rows, scores) if row["task"] == name]
+        figures |= mae_figures(name, mine) if mine else {}
+    notes = [f"{number} {what}" for what, number in unread.items() if number]
+    for side, sets in MAE_SIDES.items():
+        there = [figures[f"{name}: accuracy"] for name in sets if f"{name}: accuracy" in figures]
+        if there:
+            figures[side] = sum(there) / len(there)
+            notes.append(f"{side} is the mean of {len(there)} of {len(sets)} sets")
+    return Official(scores, figures, notes)
+
+
+def mae_prompts(rows, said) -> dict:
+    """Number of an open row -> what the judge is asked; None where there is no answer."""
+    found = {}
+    for i, (row, answer) in enumerate(zip(rows, said)):
+        prompt = MAE_PROMPTS.get(MAE[row["task"]][1])
+        if prompt:
+            text = prompt.format(*row["meta"]["labels"], answer) + MAE_ENDING
+            found[i] = None if answer is None else text
+    return found
+
+
+def mae_figures(name, mine) -> dict:
+    """mine: (value of the gold, 1.0 or 0.0) of each row. F1's positive class is Yes."""
+    kind, figures = MAE[name][1], {f"{name}: accuracy": sum(right for _, right in mine) / len(mine)}
+    for label in sorted({value for value, _ in mine}) if kind not in MAE_PROMPTS else ():
+        hits = [right for value, right in mine if value == label]
+        figures[f"{name}: recall of {label}"] = sum(hits) / len(hits)
+    if kind == "yesno":
+        found = sum(right for value, right in mine if value == "yes")
+        wrong = sum(1 - right for _, right in mine)  # each a Yes too many or too few
+        figures[f"{name}: F1"] = 2 * found / max(1, 2 * found + wrong)
+    return figures
+
+
+# --- MMAU and MMAR: a question and choices, read by the words of an answer.
+
+CHOSEN = {"id": str, "question": str, "choices": [str], "answer": str}
+MMAU_FIELDS = ("task", "difficulty", "sub-category")  # by which its figures are broken down
+MMAR_FIELDS = ("modality", "category", "sub-category")
+
+
+def choice_row(raw, number, file, clip, source, audio, fields) -> dict:
+    check_fields(raw, {**CHOSEN, audio: str, fields[0]: str}, {})
+    return choices_on(source, raw, raw[fields[0]], [clip(raw[audio].removeprefix("./"))], fields)
+
+
+def choices_on(source, raw, task, clips, fields) -> dict:
+    """What the published rule reads is kept as it stands, letters and all."""
+    kept = {"gold": raw["answer"], "choices": raw["choices"]}
+    meta = {"asked": raw["question"], "published": kept, **{name: raw.get(name) for name in fields}}
+    said = choice_question(raw["question"], raw["choices"], raw["answer"])
+    return example(source, raw["id"], task, clips, said, **meta)
+
+
+def token_match(answer, gold, choices) -> float:
+    """MMAU's rule, on sets of words: all of the gold's are there, and none that another choice has
+    and the gold has not. So a choice of the very words of the gold, in another order, passes for
+    it; and "(A) dog" is wrong where another choice has the word "a"."""
+    sets = [set(re.findall(r"\b\w+\b", text.lower())) for text in (answer, gold, *choices)]
+    found, wanted, forbidden = sets[0], sets[1], set().union(*sets[2:]) - sets[1]
+    return float(bool(found) and wanted <= found and not found & forbidden)
+
+
+def official_tokens(rows, said, judges, data, fields) -> Official:
+    pairs = [(answer, row["meta"]["published"]) for row, answer in zip(rows, said)]
+    scores = [None if answer is None else token_match(answer, **kept) for answer, kept in pairs]
+    notes = counted(said.count(None), "rows without an answer are passed over, not in the mean")
+    return Official(scores, breakdown(rows, scores, fields), notes)
+
+
+# --- MMAU-Pro: closed answers are read by embeddings, open ones by a judge.
+
+PRO_PARTS = {  # the "456 instances" of PolyAudio's multi-audio subset are the last of these
+    "mmau-pro": ("all categories", lambda raw: True),
+    "mmau-pro-multi": (
+        "category multi (430 published)",
+        lambda raw: raw.get("category") == "multi",
+    ),
+    "mmau-pro-several": ("several clips (456 published)", lambda raw: len(paths_of(raw)) > 1),
+}
+PRO_PASSED = "instruction following"
+PRO_PROMPT = """\
+You judge answers to questions about audio recordings. Compare the answer with the reference and \
+give marks from 1 (worst) to 5 (best).
+
+Question: {question}
+Reference: {reference}
+Answer: {answer}
+
+Reply with these five lines and nothing else:
+CORRECTNESS: mark - do its facts agree with the reference?
+RELEVANCE: mark - does it speak to what was asked?
+COMPLETENESS: mark - does it hold all that matters in the reference?
+CLARITY: mark - is it clear and in good order?
+OVERALL: the mean of the four - in a few words"""
+
+
+def paths_of(raw) -> list:
+    paths = raw.get("audio_path")
+    return paths if isinstance(paths, list) else [paths]
+
+
+def pro_row(raw, number, file, clip, part) -> dict | list:
+    if not PRO_PARTS[part][1](raw):
+        return []
+    check_fields(raw, {"id": str, "category": str, "question": str}, {})
+    category, paths = raw["category"], paths_of(raw)
+    expect(category != PRO_PASSED, "category", "one with answers", f"{category}, passed over")
+    expect(paths and fits(paths, [str]), "audio_path", "paths", f"{paths!r:.80}")
+    clips = [clip(path, path.removeprefix("data/")) for path in paths]
+    apart = len(clips) > 1 and category != "multi"  # 26 rows, among those on single clips
+    task = f"{category} (several)" if apart else category
+    if category == "open":
+        check_fields(raw, {"answer": str}, {})
+        said = open_question(raw["question"], raw["answer"])
+        return example("mmau-pro", raw["id"], task, clips, said, category=category)
+    check_fields(raw, CHOSEN, {})
+    expect(len(raw["choices"]) > 1, "choices", "more than one", raw["choices"])
+    return choices_on("mmau-pro", raw, task, clips, ("category",))
+
+
+def official_pro(rows, said, judges, data, part) -> Official:
+    """A closed answer is the choice whose embedding is nearest to its own, an empty answer too; an
+    open one gets a mark out of 5. The mean is over rows, whatever their kind."""
+    told, scores = [answer or "" for answer in said], [None] * len(rows)
+    raws = from_json(find_files(Path(data), "test.jsonl"), data, lambda mistake: None)
+    raws = [raw for *_, raw in raws if isinstance(raw, dict) and PRO_PARTS[part][1](raw)]
+    passed = sum(raw.get("category") == PRO_PASSED for raw in raws)
+    notes = [f"part: {PRO_PARTS[part][0]}"]
+    notes += counted(passed, f"rows of {PRO_PASSED} are passed over")
+    notes += counted(said.count(None), "missing answers are judged as empty ones")
+    closed = [i for i, row in enumerate(rows) if row["gold"]["type"] == "choice"]
+    opened = [i for i, row in enumerate(rows) if row["gold"]["type"] != "choice"]
+    if closed:
+        embedder = second_model(judges, "embed", part, "--embeddings for closed answers")[0]
+        kept = [rows[i]["meta"]["published"] for i in closed]
+        picks = nearest(embedder, [told[i] for i in closed], [each["choices"] for each in kept])
+        for i, pick, each in zip(closed, picks, kept):
+            scores[i] = float(pick == each["gold"])
+        notes.append(f"closed answers by embeddings of {embedder.name} (published: NV-Embed-v2)")
+    if opened:
+        judge, unread = second_model(judges, "say", part, "--llm for open answers")[0], 0
+        prompts = [pro_prompt(rows[i], told[i]) for i in opened]
+        judge.fetch(prompts, 0, 512)
+        for i, prompt in zip(opened, prompts):
+            scores[i], whole = overall(re.sub(THOUGHTS, " ", judge.say(prompt, 0, 512) or ""))
+            unread += not whole
+        notes.append(f"open answers by {judge.name} (published: Qwen2.5-7B-Instruct); its "
+                     "prompt is of the published form, not in its words")  # fmt: skip
+        notes += counted(unread, "replies of the judge lack a mark, which counts as 3.0")
+    return Official(scores, breakdown(rows, scores, ("category",)), notes)
+
+
+def pro_prompt(row, answer) -> str:
+    return PRO_PROMPT.format(question=row["question"], reference=row["answer"], answer=answer)
+
+
+def nearest(embedder, answers, choices) -> list[str]:
+    """Of each answer's choices the one at the largest cosine."""
+    texts = list(dict.fromkeys([*answers, *(text for ways in choices for text in ways)]))
+    vectors = np.array(embedder.embed(texts), np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    at, pairs = dict(zip(texts, vectors)), zip(answers, choices)
+    return [max(ways, key=lambda text: at[text] @ at[answer]) for answer, ways in pairs]
+
+
+def overall(reply) -> tuple[float, bool]:
+    """(overall mark / 5, whether all five are there, each from 1 to 5). What is not is 3.0; then an
+    overall of 3.0 becomes the mean of the others, of which only the whole part is read."""
+    fields = ("CORRECTNESS", "RELEVANCE", "COMPLETENESS", "CLARITY", "OVERALL")
+    found = [re.search(rf"(?i){field}:\s*(\d+(?:\.\d+)?)", reply) for field in fields]
+    given = [float(match[1]) if match else 0.0 for match in found]
+    *marks, mark = [value if 1 <= value <= 5 else 3.0 for value in given]
+    mark = sum(map(int, marks)) / 4 if mark == 3 else mark
+    return mark / 5, all(1 <= value <= 5 for value in given)
+
+
+class Embedder:
+    """A server of text embeddings, as OpenAI's. It stands among the judges."""
+
+    def __init__(self, url, model):
+        base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
+        self.url, self.name = f"{base}/v1/embeddings", model
+
+    def embed(self, texts) -> list[list[float]]:
+        vectors, key = [], os.environ.get("OPENAI_API_KEY") or None
+        for start in range(0, len(texts), 64):
+            part = [text or " " for text in texts[start : start + 64]]  # some refuse an empty one
+            body = {"model": self.name, "input": part}
+            reply = request_json("POST", self.url, body=body, token=key)
+            found = reply.get("data") if isinstance(reply, dict) else None
+            fine = fits(found, [{"index": int, "embedding": [float]}])
+            fine = fine and sorted(each["index"] for each in found) == list(range(len(part)))
+            if fine:
+                vectors += [each["embedding"] for each in sorted(found, key=itemgetter("index"))]
+                fine = len(set(map(len, vectors))) == 1 and vectors[0]
+            expect(fine, self.url, f"{len(part)} embeddings of one length", f"{reply!r:.80}")
+        return vectors
+
+
+# --- Audio Difference: what distinguishes two clips, in three tiers of detail. A reference a row.
+
+ADIFF_COLUMNS = "filepath1 filepath2 input answer"
+TIERS = {"fewwords": 1, "sentence": 2, "detail": 3}
+CLITIC = r"(?:n't|'(?:s|m|d|re|ve|ll))\b"
+
+
+def adiff_row(raw, number, file, clip) -> dict:
+    check_fields(raw, dict.fromkeys(ADIFF_COLUMNS.split(), str), {})
+    task = f"{file.parent.name.lower()}-{TIERS[file.stem.split('_')[-2]]}"
+    paths = [Path(raw[column]) for column in ("filepath1", "filepath2")]
+    near = [Path(path.parent.name, path.name) for path in paths]  # AudioCaps names begin with Y
+    clips = [clip(str(path), str(inner), str(inner.with_name(path.name.removeprefix("Y"))))
+             for path, inner in zip(paths, near)]  # fmt: skip
+    said = open_question(raw["input"], raw["answer"])
+    return example("adiff", f"{task}-{number}", task, clips, said, "comparison")
+
+
+def treebank(text) -> list[str]:
+    """Words as those of captions are counted: lower case, clitics apart, no punctuation."""
+    text = text.lower().translate(str.maketrans("\u2018\u2019", "''"))
+    text = re.sub(rf"(?<=\w)({CLITIC})", r" \1", re.sub(r"\bcannot\b", "can not", text))
+    return re.findall(rf"{CLITIC}|\d+(?:[.,:/]\d+)+|\w+(?:[-/]\w+)*|[%$&#@*+=]", text)
+
+
+def grams(tokens, n) -> Counter:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def bleu4(references, answers) -> float:
+    """Corpus BLEU-4 as captions have it. references: for each answer one text or more. Counts are
+    summed over the corpus before they are divided; the reference length is the closest, of two
+    as close the shorter; nothing is smoothed."""
+    right, tried, length, closest = [0] * 4, [0] * 4, 0, 0
+    for texts, answer in zip(references, answers):
+        ways, found = [treebank(text) for text in texts], treebank(answer)
+        length += len(found)
+        closest += min((abs(len(way) - len(found)), len(way)) for way in ways)[1]
+        for n in range(4):
+            most = reduce(or_, (grams(way, n + 1) for way in ways))
+            right[n] += (grams(found, n + 1) & most).total()
+            tried[n] += max(0, len(found) - n)
+    if not all(right):
+        return 0.0
+    precision = math.prod(right) / math.prod(tried)
+    return precision**0.25 * math.exp(min(0.0, 1 - closest / length))
+
+
+def spice(references, answers, jar) -> float:
+    """The mean over answers, by the program of its makers."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, told = Path(folder, "asked.json"), Path(folder, "told.json")
+        pairs = enumerate(zip(references, answers))
+        write_json(asked, [{"image_id": i, "test": a, "refs": texts} for i, (texts, a) in pairs])
+        command = ["java", "-Xmx8G", "-jar", str(jar), str(asked), "-out", str(told), "-silent"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        expect(done.returncode == 0, jar, "a program that ends well", done.stderr[-200:])
+        values = [each["scores"]["All"]["f"] for each in read_json(told)]
+    expect(len(values) == len(answers), jar, f"{len(answers)} scores", len(values))
+    return sum(value for value in values if value == value) / len(values)  # NaN: nothing in common
+
+
+def official_adiff(rows, said, judges, data) -> Official:
+    told, figures = [answer or "" for answer in said], {}
+    jars = find_files(Path(data), "spice-*.jar") if shutil.which("java") else []
+    for task in sorted({row["task"] for row in rows}):
+        mine = [i for i, row in enumerate(rows) if row["task"] == task]
+        pairs = [[rows[i]["answer"]] for i in mine], [told[i] for i in mine]
+        figures[f"{task}: BLEU-4"] = bleu4(*pairs)
+        if jars:
+            figures[f"{task}: SPICE"] = spice(*pairs, jars[0])
+    notes = ["a figure is of a whole set, not the mean of its items; one reference an item"]
+    notes += [] if jars else ["no SPICE: it takes java, and spice-*.jar beside its lib in DIR"]
+    notes += counted(said.count(None), "missing answers are scored as empty ones")
+    return Official([bleu4([[row["answer"]]], [a]) for row, a in zip(rows, told)], figures, notes)
+
+
+# --- JASCO: what people do, which neither the sound nor the speech tells alone. What is asked, in
+# eight ways, and the judge's prompt are of the published form, and not in its words.
+
+JASCO_ASKED = [  # each with sound and speech in either order
+    "From {0} together with {1}, work out what exactly the people are doing.",
+    "Name {0}. Name {1}. From the two together, work out what exactly the people are doing.",
+    "Name {0}. Name {1}. From the two together, work out which exact situation they are in.",
+    "{2} {3} Guess from {0} together with {1} which activity they are engaged in.",
+]
+JASCO_ORDERS = [
+    ("the sound", "the words that are said", "Which sound do you hear?", "What is said?"),
+    ("the words that are said", "the sound", "What is said?", "Which sound do you hear?"),
+]
+JASCO_COLUMNS = {  # of its csv -> their section in the judge's prompt
+    "audio": "Audio Sound", "speech": "Spoken Text",
+    "audio-only_answer": "Audio-Oriented Prediction",
+    "speech-only_answer": "Speech-Oriented Prediction", "correct_answer": "Reference",
+    "correct_answer_keyword": "Key Words",
+}  # fmt: skip
+JASCO_PROMPT = """\
+{sections}
+
+[Task 1] Rate what the model predicts that the people are doing. 0: it does not agree with the \
+reference, rests on the sound or the speech alone, is too general, or there is no prediction. \
+1: it follows from both and agrees with the reference by and large, but lacks key words. \
+2: it follows from both and says what the reference says, key words or their like included.
+[Task 2] Take the predicted action out of the model's prediction, without the sound and the words \
+that it repeats, and say what the action is strongly related to. Audio-Oriented: the sound. \
+Speech-Oriented: the spoken text. Both: both of them, but never a general word such as \
+"activity" or "something". Neither: no action is predicted.
+
+Reply in this form:
+Explanation1: (why this rating)
+Rating: (0, 1 or 2)
+Explanation2: (why this orientation)
+Orientation: Audio-Oriented/Speech-Oriented/Both/Neither"""
+JASCO_AGAIN = """\
+{explanation}
+
+Does this come to Audio-Oriented, Speech-Oriented, Both or Neither? Reply with that alone."""
+ORIENTATIONS = {"neither": "", "audio-oriented": "audio", "speech-oriented": "speech",
+                "good": "both", "both": "both"}  # fmt: skip
+
+
+def jasco_rows(raw, number, file, clip) -> list[dict]:
+    check_fields(raw, {"audio_id": str, **dict.fromkeys(JASCO_COLUMNS, str)}, {})
+    name, meta, rows = raw["audio_id"], {column: raw[column] for column in JASCO_COLUMNS}, []
+    keys = [[word.strip()] for word in raw["correct_answer_keyword"].split(",") if words(word)]
+    clips, licences, meta["clip"] = [clip(f"{name}.wav")], ["CC BY-NC 4.0"], name
+    for k, (form, order) in enumerate(product(JASCO_ASKED, JASCO_ORDERS), 1):
+        said, id = open_question(form.format(*order), raw["correct_answer"], keys), f"{name}-{k}"
+        rows.append(example("jasco", id, "jasco", clips, said, None, licences, **meta))
+    return rows
+
+
+def jasco_prompt(row, answer) -> str:
+    sections = {title: row["meta"][column] for column, title in JASCO_COLUMNS.items()}
+    sections |= {"Question": row["question"], "Model Prediction": answer}
+    text = "\n\n".join(f"[{title}]\n{text}" for title, text in sections.items())
+    return JASCO_PROMPT.format(sections=text)
+
+
+def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
+    """(rating, orientation: "audio", "speech", "both" or "" for neither). As published, the last
+    line with a rating counts, a 0 anywhere in it is a 0, a reply without orientation is asked for
+    it once more, and only "both" keeps its rating. Not as published, a reply without a rating has
+    None: there, it has that of the reply before it."""
+    reply = re.sub(THOUGHTS, " ", judge.say(prompt, 0, 1000) or "")
+    rated = [line for line in reply.split("\n") if "Rating: " in line]
+    rating = next((int(digit) for digit in "012" if rated and digit in rated[-1]), None)
+    named = re.findall(rf"orientation:\W*({'|'.join(ORIENTATIONS)})", reply.lower())
+    if reply and not named:
+        again = JASCO_AGAIN.format(explanation=reply.split("Explanation2: ")[-1])
+        named = re.findall("|".join(ORIENTATIONS), (judge.say(again) or "").lower())
+    orientation = next((ORIENTATIONS[way] for way in ORIENTATIONS if way in named), None)
+    kept = rating if orientation == "both" or rating is None else 0
+    return None if orientation is None else kept, orientation
+
+
+def official_jasco(rows, said, judges, data) -> Official:
+    """Best-mean: of each clip the best of its eight ratings, from 0 to 2, the mean over clips, then
+    over judges. Beside it how many answers lean on what, of those that lean on something."""
+    figures, notes, ratings, pairs = {}, [], [], zip(rows, said)
+    judges = second_model(judges, "say", "jasco", "--llm")
+    prompts = [answer if answer is None else jasco_prompt(row, answer) for row, answer in pairs]
+    for judge in judges:
+        judge.fetch(list(filter(None, prompts)), 0, 1000)
+        replies = [jasco_reply(judge, prompt) if prompt else (None, None) for prompt in prompts]
+        best, leaning = defaultdict(int), Counter(way for _, way in replies if way)
+        for row, (rating, _) in zip(rows, replies):
+            best[row["meta"]["clip"]] = max(best[row["meta"]["clip"]], rating or 0)
+        figures[f"{judge.name}: best-mean"] = sum(best.values()) / len(best)
+        for way in ("audio", "speech", "both"):
+            figures[f"{judge.name}: {way}"] = leaning[way] / max(1, leaning.total())
+        ratings.append([rating for rating, _ in replies])
+        gone = ratings[-1].count(None)
+        notes += counted(gone, f"answers got no rating of {judge.name}, as good as 0")
+    for name in ("best-mean", "audio", "speech", "both"):
+        figures[name] = sum(figures[f"{judge.name}: {name}"] for judge in judges) / len(judges)
+    notes.append("questions and prompt of the published form, not in its words (published judges: "
+                 "Llama-3.1-70B, Qwen2.5-72B, Mistral-123B)")  # fmt: skip
+    given = [[rating for rating in each if rating is not None] for each in zip(*ratings)]
+    return Official([sum(each) / len(each) if each else None for each in given], figures, notes)
+
+
+# --- CompA: two clips, or three, of the same sounds, and a caption of each. A model that can say
+# how likely a caption is after a clip is asked that; who can only answer is asked to match them.
+
+COMPA_COLUMNS = "pair_file reversed_pair_file pair_caption reversed_pair_caption"
+COMPA_ASKED = ("Which audio does each of these captions describe? Reply with the numbers of the "
+               "audios, in the order of the captions.")  # fmt: skip
+DESCRIBE = "Describe what you hear."
+
+
+def compa_row(raw, number, file, clip, name) -> dict:
+    """The clips come in an order drawn for the row, or all answers were the same. One that has a
+    triplet_file and a triplet_caption, too, is a triplet."""
+    kinds = ["pair", "reversed_pair"] + ["triplet"] * bool(raw.get("triplet_file"))
+    given = {f"{kind}_{of}": str for kind in kinds for of in ("file", "caption")}
+    check_fields(raw, given, {})
+    clips, captions = ([raw[f"{kind}_{of}"] for kind in kinds] for of in ("file", "caption"))
+    id, n = f"{file.stem}-{number}", len(kinds)
+    order = random.Random(id).sample(range(n), n)
+    places = [order.index(i) + 1 for i in range(n)]
+    listed = [f"{i}. {caption}" for i, caption in enumerate(captions, 1)]
+    said = {"question": "\n".join([COMPA_ASKED, *listed]), "answer": ", ".join(map(str, places)),
+            "gold": {"type": "order", "value": places}}  # fmt: skip
+    clips = [clip(clips[i]) for i in order]
+    return example("compa", id, name, clips, said, "comparison", captions=captions)
+
+
+def compa_scores(net, row, root) -> list[list[float]]:
+    """[c][a]: the log-likelihood, per token, of caption c after the clip of caption a."""
+    waves = [load_clip(row["clips"][place - 1], root) for place in row["gold"]["value"]]
+    prompts = [net.prompt([{"role": "user", "content": DESCRIBE}], [wave]) for wave in waves]
+    captions = [net.tokenizer.encode(caption) for caption in row["meta"]["captions"]]
+    return [[net.loglik(*prompt, ids) / len(ids) for prompt in prompts] for ids in captions]
+
+
+def compa(matrix) -> tuple[bool, bool, bool]:
+    """Text: to each clip its own caption is likelier than any other. Audio: each caption is
+    likelier with its own clip than with any other. Group: both. Who ties, loses."""
+    pairs = list(permutations(range(len(matrix)), 2))
+    text = all(matrix[own][own] > matrix[other][own] for own, other in pairs)
+    audio = all(matrix[own][own] > matrix[own][other] for own, other in pairs)
+    return text, audio, text and audio
+
+
+def official_compa(rows, said, judges, data) -> Official:
+    """said: compa_scores of each row, or None, which loses. As in the released script a triplet is
+    the pair that it begins with; beside that stand the figures with whole triplets."""
+    lost, triplets = (False, False, False), sum(len(row["clips"]) == 3 for row in rows)
+    pairs = [compa([line[:2] for line in each[:2]]) if each else lost for each in said]
+    whole = [compa(each) if each else lost for each in said]
+    figures = {}
+    for i, name in enumerate(("text", "audio", "group")):
+        figures[name] = sum(each[i] for each in pairs) / len(rows)
+        if triplets:
+            figures[f"{name}, triplets whole"] = sum(each[i] for each in whole) / len(rows)
+    notes = ["chance: 0.25 text, 0.25 audio, 0.167 group; of a triplet 0.037, 0.037, 0.017"]
+    notes.append("by log-likelihood per token of a caption (published: the cosine of CLAP)")
+    notes += counted(triplets, "rows are triplets, of which the published rule sees a pair")
+    notes += counted(said.count(None), "rows could not be asked, and are lost")
+    return Official([float(group) for *_, group in pairs], figures, notes)
+
+
+# --- Single clips, which a model of many must still understand. A task is a part of a corpus: what
+# a model may have been trained on stands apart. For sounds no way to read an answer is published.
+
+
+def from_corpus(files, data, refuse, name):
+    real = Path(os.path.realpath(data))
+    clips = list(CORPORA[name].read(real, audio_under(str(real))))
+    labels = sorted({label for clip in clips for label in clip.get("labels", ())})
+    for number, clip in enumerate(clips, 1):
+        path = clip["path"] and os.path.relpath(clip["path"], real)
+        yield files[0], number, {**clip, "path": path, "choices": labels}
+
+
+def heard_row(raw, number, file, clip, name) -> dict | list:
+    path, licences = raw["path"], [raw.get("licence", CORPORA[name].licence)]
+    if name == "librispeech" and raw["split"] == "train":
+        return []
+    expect(path, "audio", "a file", "none")
+    if name == "librispeech":
+        part, text = Path(path).parts[-4], raw["transcript"]
+        gold = {"type": "transcript", "value": text}
+        said = {"question": "Write down what is said.", "answer": text, "gold": gold}
+    else:
+        part, text = raw["split"], raw["labels"][0]
+        gold = {"type": "choice", "value": text, "choices": raw["choices"]}
+        asked = f"Which of these do you hear? {', '.join(raw['choices'])}"
+        said = {"question": asked, "answer": text, "choices": raw["choices"], "gold": gold}
+    return example(name, raw["id"], f"{name} {part}", [clip(path)], said, None, licences)
+
+
+def official_wer(rows, said, judges, data) -> Official:
+    """Word error rate: all errors by all words, so an answer may cost more than its words."""
+    wrong, total, scores = Counter(), Counter(), []
+    for row, answer in zip(rows, said):
+        wanted = words(row["answer"])
+        rate = word_errors(wanted, words(answer or ""))
+        scores.append(max(0.0, 1 - rate))
+        for name in ("WER", f"WER: {row['task']}"):
+            wrong[name] += round(rate * len(wanted))
+            total[name] += len(wanted)
+    notes = ["lower case, no punctuation; numbers and abbreviations as they are written"]
+    notes += counted(said.count(None), "missing answers count as empty ones")
+    return Official(scores, {name: wrong[name] / total[name] for name in total}, notes)
+
+
+EXPORT = (  # makes parquet a .jsonl, and the sounds inside it files beside that
+    """python -c "import pandas, pathlib, sys; t = pandas.read_parquet(sys.argv[1]); """
+    """d = pathlib.Path(sys.argv[2]); d.mkdir(exist_ok=True); f = lambda v, n: """
+    """(d / n).write_bytes(v['bytes']) and f'{d.name}/{n}' """
+    """if isinstance(v, dict) and 'bytes' in v else v; """
+    """[t.__setitem__(c, [f(v, f'{i}-{c}.wav') for i, v in enumerate(t[c])]) for c in t]; """
+    """t.to_json(f'{d}.jsonl', orient='records', lines=True)" FILE.parquet DIR/NAME"""
+)
+BENCHES = {
+    "mae": Bench(
+        "<set>.jsonl of hlt-lab/mae (esc50-story.jsonl, ...), and the clips that its audio1 and "
+        f"audio2 name; NAME of parquet is <set>: {EXPORT}",
+        tuple(f"{name}.jsonl" for name in MAE), from_json, mae_row, official_mae, "llm",
+    ),
+    "mmau": Bench(
+        "mmau-test-mini.json, test-mini-audios/*.wav", ("mmau-test-mini.json",), from_json,
+        partial(choice_row, source="mmau", audio="audio_id", fields=MMAU_FIELDS),
+        partial(official_tokens, fields=MMAU_FIELDS),
+    ),
+    **{
+        part: Bench(
+            f"test.jsonl, data/*.wav of MMAU-Pro; NAME of parquet is test: {EXPORT}",
+            ("test.jsonl",), from_json, partial(pro_row, part=part),
+            partial(official_pro, part=part), "embeddings llm",
+        )
+        for part in PRO_PARTS
+    },
+    "mmar": Bench(
+        "MMAR-meta.jsonl, and the clips that its audio_path names", ("MMAR-meta.jsonl",), from_json,
+        partial(choice_row, source="mmar", audio="audio_path", fields=MMAR_FIELDS),
+        partial(official_tokens, fields=MMAR_FIELDS),
+    ),
+    "adiff": Bench(
+        "{ACD/test,CLD/evaluation}_adiff_{fewwords,sentence,detail}_answer.csv, "
+        "AudioCapsLarger/test/Y*.wav, ClothoV21/evaluation/*.wav",
+        tuple(f"{part}_adiff_{tier}_answer.csv" for part in ("ACD/test", "CLD/evaluation")
+              for tier in TIERS),
+        partial(from_csv, columns=ADIFF_COLUMNS), adiff_row, official_adiff,
+    ),
+    "jasco": Bench(
+        "dataset/v0/v0.csv, {1..80}.wav beside it", ("v0.csv",),
+        partial(from_csv, columns=" ".join(["audio_id", *JASCO_COLUMNS])), jasco_rows,
+        official_jasco, "llm",
+    ),
+    **{
+        f"compa-{kind}": Bench(
+            f"*{kind}*.csv with {COMPA_COLUMNS.replace(' ', ', ')}, and the clips that it names",
+            (f"*{kind}*.csv",), partial(from_csv, columns=COMPA_COLUMNS),
+            partial(compa_row, name=f"compa-{kind}"), official_compa, "loglik",
+        )
+        for kind in ("order", "attribute")
+    },
+    **{
+        name: Bench(
+            CORPORA[corpus].layout, files, partial(from_corpus, name=corpus),
+            partial(heard_row, name=corpus), official,
+        )
+        for name, corpus, files, official in (
+            ("librispeech", "librispeech", ("*.trans.txt", "*/*/*/*/*.trans.txt"), official_wer),
+            ("esc-50", "esc50", ("meta/esc50.csv",), None),
+            ("urbansound8k", "urbansound8k", ("metadata/UrbanSound8K.csv",), None),
+        )
+    },
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# The tally. The score of an item is prepare.py's; a task's is the mean over its items, with what is
+# missing or unparsed as 0; `macro` is the mean over tasks, `weighted` over their items. Tasks on
+# single clips stand apart, unless a bench has no others. Beside a score stand its 95 % interval,
+# what a uniform guess would get (chance) and what the best answer that never listens would
+# (majority).
+
+CONSTANTS = 20  # of the commonest verdicts, how many are tried as the answer to everything
+DRAWS = 10_000
+ASIDE = {  # by type of gold, a second look at the same answers
+    "order": "kendall", "count": "error", "span": "iou", "transcript": "wer", "text": "bleu-4",
+}  # fmt: skip
+MEANS = ("text-only", "permuted", "flips", "option-flips", "official")  # where they were asked for
+
+
+def judged(row, answer) -> dict:
+    """One item of the report: its score is None where the answer was missing or unparsed."""
+    names = ("id", "task", "skill", "clips", "question", "choices", "gold")
+    about = {name: row[name] for name in names if name in row}
+    right = None if answer is None else score(row["gold"], answer)
+    return {**about, "answer": answer, "score": right, **aside(row["gold"], answer)}
+
+
+def aside(gold, answer) -> dict:
+    """How far off an answer is, where that can be said of one."""
+    kind, value = gold["type"], gold["value"]
+    found = None if answer is None else parse(gold, answer)
+    if kind == "transcript":  # nothing said is every word left out
+        return {"wer": 1.0 if found is None else word_errors(words(value), found)}
+    if found is None:
+        return {}
+    if kind == "order" and set(found) == set(value):
+        pairs = list(combinations(value, 2))
+        kept = sum(found.index(a) < found.index(b) for a, b in pairs)
+        return {"kendall": 2 * kept / len(pairs) - 1} if pairs else {}
+    if kind == "count":
+        return {"error": abs(found - value)}
+    if kind == "span":
+        right = found[0] in (None, value.get("clip", found[0]))
+        return {"iou": right * overlap(found[1:], (value["on"], value["off"]))}
+    return {}
+
+
+def tally(rows, items) -> dict:
+    """The report on items as judged() makes them, columns added or not."""
+    report = {"macro": 0.0, "weighted": 0.0, "single": {}, "tasks": {}, "skills": {}, "clips": {}}
+    pairs = list(zip(rows, items))
+    several = [pair for pair in pairs if pair[0]["skill"] != "single"]
+    alone = [pair for pair in pairs if pair[0]["skill"] == "single"]
+    for name, among, key in (
+        ("tasks", several, lambda row: row["task"]), ("single", alone, lambda row: row["task"]),
+        ("skills", several, lambda row: row["skill"]),
+        ("clips", several, lambda row: str(len(row["clips"]))),
+    ):  # fmt: skip
+        groups = {}
+        for row, item in among:
+            groups.setdefault(key(row), []).append((row, item))
+        order = sorted(groups) if name == "clips" else groups
+        report[name] = {group: summary(groups[group]) for group in order}
+    counted = (report["tasks"], several) if several else (report["single"], alone)
+    return {**report, **averages(*counted), "items": items}
+
+
+def points(items) -> np.ndarray:
+    """Scores as they count: nothing for what is missing or unparsed."""
+    return np.array([item["score"] or 0.0 for item in items])
+
+
+def drawn_means(values, dice) -> np.ndarray:
+    """The mean of as many values as there are, drawn from them with replacement, DRAWS times: how a
+    mean might have come out with other items of the same kind."""
+    values, n = np.asarray(values, float), len(values)
+    parts = [values[dice.integers(0, n, (100, n))].mean(1) for _ in range(DRAWS // 100)]
+    return np.concatenate(parts)
+
+
+def interval(means) -> dict:
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"low": float(low), "high": float(high)}
+
+
+def averages(tasks, pairs) -> dict:
+    """Over the tasks, each of the same weight, and over their items."""
+    if not tasks:
+        return {"macro": 0.0, "weighted": 0.0}
+    by_task = [points([item for row, item in pairs if row["task"] == task]) for task in tasks]
+    dice = np.random.default_rng(0)
+    macro = np.mean([drawn_means(scores, dice) for scores in by_task], axis=0)
+    found = {"macro": float(np.mean([scores.mean() for scores in by_task])),
+             "weighted": float(np.concatenate(by_task).mean()), **interval(macro)}  # fmt: skip
+    for name in MEANS:
+        known = [task[name] for task in tasks.values() if task.get(name) is not None]
+        found |= {name: float(np.mean(known))} if known else {}
+    return found
+
+
+def summary(pairs) -> dict:
+    """Of some rows and their items."""
+    rows, items = zip(*pairs)
+    n, scores = len(items), points(items)
+    missing = sum(item["answer"] is None for item in items)
+    found = {
+        "n": n,
+        "missing": missing,
+        "unparsed": sum(item["score"] is None for item in items) - missing,
+        "score": float(scores.mean()),
+        **interval(drawn_means(scores, np.random.default_rng(0))),
+        "chance": sum(chance(row) for row in rows) / n,
+        "majority": majority(rows),
+    }
+    for name in MEANS:
+        known = [item[name] for item in items if item.get(name) is not None]
+        if any(name in item for item in items):
+            found[name] = sum(known) / len(known) if known else None
+    return {**found, **marks_of(items), **second_looks(rows, items)}
+
+
+def second_looks(rows, items) -> dict:
+    """Means over the items that have one; errors in transcripts by the words that were said."""
+    found = {}
+    for name in ("kendall", "error", "iou"):
+        known = [item[name] for item in items if name in item]
+        found |= {name: sum(known) / len(known)} if known else {}
+    spoken = [(len(words(row["gold"]["value"])), item["wer"])
+              for row, item in zip(rows, items) if "wer" in item]  # fmt: skip
+    if spoken:
+        found["wer"] = sum(n * wer for n, wer in spoken) / sum(n for n, _ in spoken)
+    told = [(row["gold"]["value"]["text"], item["answer"] or "")
+            for row, item in zip(rows, items) if row["gold"]["type"] == "text"]  # fmt: skip
+    if told:
+        found["bleu-4"] = bleu4([[text] for text, _ in told], [answer for _, answer in told])
+    return found
+
+
+def marks_of(items) -> dict:
+    """Of each language model that marked: how many answers both its prompts could be read for, the
+    mean mark, and what that is as a share, (s - 1) / 4."""
+    found = {}
+    for name in dict.fromkeys(name for item in items for name in item.get("marks") or {}):
+        marks = [(item.get("marks") or {}).get(name) for item in items]
+        raw = [mark["raw"] for mark in marks if mark and mark["raw"] is not None]
+        mean = sum(raw) / len(raw) if raw else None
+        share = None if mean is None else (mean - 1) / 4
+        found[name] = {"n": len(raw), "raw": mean, "share": share}
+    return {"marks": found} if found else {}
+
+
+def majority(rows) -> float:
+    """The mean score of the best answer that is the same for all: one of the commonest verdicts."""
+    verdicts = Counter(row["meta"].get("verdict", row["answer"]) for row in rows)
+    constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
+    scores = (sum(score(row["gold"], told) or 0 for row in rows) for told in constants)
+    return max(scores) / len(rows)
+
+
+def table(report, by_n=False) -> list[str]:
+    """The report as lines, one a task."""
+    groups = {**report["tasks"], **report["single"]}
+    groups |= {f"{n} clips": found for n, found in report["clips"].items()} if by_n else {}
+    means = [name for name in MEANS if any(name in found for found in groups.values())]
+    head = ("n", "missing", "unparsed", "score", "95 %", "chance", "majority", *means)
+    lines = [f"{'':<16}" + "".join(f"{name:>13}" for name in head)]
+    for task, found in groups.items():
+        counts = [str(found[name]) for name in ("n", "missing", "unparsed")]
+        between = f"{found['low']:.2f} - {found['high']:.2f}"
+        shares = [digits(found.get(name)) for name in ("chance", "majority", *means)]
+        beside = [f"{name} {found[name]:.3f}" for name in ASIDE.values() if name in found]
+        beside += [f"marks {digits(m['raw'])} of 5 by {name}"
+                   for name, m in found.get("marks", {}).items()]  # fmt: skip
+        cells = [*counts, digits(found["score"]), between, *shares]
+        row = f"{task:<16}" + "".join(f"{cell:>13}" for cell in cells)
+        lines.append("   ".join([row, *beside]))
+    beside = "".join(f"   {name} {report[name]:.3f}" for name in MEANS if name in report)
+    between = f" ({report['low']:.3f} - {report['high']:.3f})" if "low" in report else ""
+    told = f"macro {report['macro']:.3f}{between}   weighted {report['weighted']:.3f}{beside}"
+    return [*lines, told]
+
+
+def digits(number) -> str:
+    return "" if number is None else f"{number:.3f}"
+
+
+# ------------------------------------------------------------------------------------------------
+# The report: NAME.html, one file that needs nothing beside it but the clips. What a bench and a
+# model say is data, never markup: it is escaped on its way into the page, what cannot be seen in it
+# is made visible, and the page's policy runs one script, known by its hash, and asks nobody
+# outside. Items are drawn when they are looked at, so that thousands of them open at once.
+
+COLUMNS = {  # of the tables, in this order where a report has them, and what each says
+    "score": "Mean score of the questions asked, by the fixed rule of each kind of question.",
+    "A": "Mean score of the first report over the questions that are in both.",
+    "B": "Mean score of the second report over the same questions.",
+    "B - A": "The second less the first.",
+    "95 %": "Where the figure before it would lie in 95 of 100 draws of as many questions.",
+    "B better": "Share of the same draws in which the second report scores higher.",
+    "official": "Mean score by the benchmark's published rule, quirks included.",
+    "chance": "What a uniform guess over each question's possible answers would score.",
+    "majority": "What the best answer that is the same for all would score, without listening.",
+    "text-only": "What the model itself scores when it is asked without the clips.",
+    "n": "How many questions were asked.",
+    "missing": "How many came back without an answer; each scores 0.",
+    "unparsed": "How many answers commit to nothing that can be read; each scores 0.",
+    "flips": "Share of answers that say something else when the clips come in another order.",
+    "raw": "Mean mark by a language model, from 1 to 5.",
+    "share": "The same mark as a share of what can be had: (mark - 1) / 4.",
+    "kendall": "Kendall's tau between the order told and the right one, from -1 to 1.",
+    "error": "Mean distance of the number told from the right one.",
+    "iou": "Overlap of the span told with the right one, over what both cover.",
+    "wer": "Word error rate: words wrong, left out or put in, for each word that was said.",
+    "bleu-4": "BLEU-4: runs of up to four words that the answer shares with the reference.",
+}  # fmt: skip
+MARKS = ("chance", "majority", "text-only")  # beside a bar; the page says how each is drawn
+ABOUT = ("id", "task", "skill", "question", "choices", "clips", "gold", "answer", "score")
+TABLES = {"tasks", "single", "skills", "clips", "items", "columns", "official"} | {
+    "macro", "weighted", "low", "high", "name", "root"
+}  # fmt: skip
+
+PAGE_STYLE = """
+:root { color-scheme: light dark; --paper: #fcfcfa; --ink: #22262b; --soft: #646970;
+  --line: #e2e1db; --good: #2f6f44; --bad: #a8362f; --half: #85600f;
+  --c0: #33658a; --c1: #a85a17; --c2: #5a7d3c; --c3: #7d5a86; }
+@media (prefers-color-scheme: dark) { :root { --paper: #17191b; --ink: #e4e2dc; --soft: #9da1a6;
+  --line: #33363a; --good: #7fc495; --bad: #ee8f86; --half: #d9b45b;
+  --c0: #7ab0d8; --c1: #e0a061; --c2: #a3c682; --c3: #c3a0cc; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 64rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
+  font-variant-numeric: tabular-nums; }
+h1 { font-size: 1.6rem; line-height: 1.25; font-weight: 600; margin: 0 0 .25rem; }
+h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .75rem; }
+a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: .2em; }
+:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
+.soft, dt, thead th, label, .legend, output { color: var(--soft); font-weight: 400; }
+.c0 { --hue: var(--c0); } .c1 { --hue: var(--c1); } .c2 { --hue: var(--c2); }
+.c3 { --hue: var(--c3); } b { color: var(--hue); font-weight: 600; }
+.legend span { margin-right: 1.25rem; white-space: nowrap; }
+svg { display: block; width: 100%; height: 20px; overflow: visible; }
+.legend svg { display: inline-block; width: 18px; vertical-align: -5px; margin-right: .2rem; }
+.scale { stroke: var(--line); } .fill { fill: var(--hue); opacity: .45; }
+.range { stroke: var(--hue); stroke-width: 3; }
+#chance, #text-only { fill: var(--paper); stroke: var(--ink); stroke-width: 1.5; }
+#chance { stroke-dasharray: 3 2; } #majority { fill: var(--ink); }
+.wide { overflow-x: auto; font-size: .9rem; margin: 1.5rem 0; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3rem .5rem; text-align: right; font-weight: 400; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+tr > :first-child { text-align: left; white-space: normal; padding-left: 0; min-width: 6.5rem;
+  max-width: 10rem; position: sticky; left: 0; z-index: 1; background: var(--paper); }
+td:has(svg) { width: 60%; min-width: 9rem; }
+dl { display: grid; grid-template-columns: 5.5rem 1fr; gap: .3rem .75rem; margin: .75rem 0 0; }
+dt, dd { margin: 0; min-width: 0; } dd dl { margin: 0; }
+dl { font-size: .95rem; }
+#items { scroll-margin-top: 1rem; }
+form { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: .5rem .75rem;
+  padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
+label { display: grid; font-size: .8rem; flex: 1 1 8rem; min-width: 0; }
+select, input, button { font: inherit; font-size: .95rem; color: var(--ink); min-width: 0;
+  background: var(--paper); padding: .3rem .6rem;
+  border: 1px solid var(--line); border-radius: 4px; }
+button:disabled { color: var(--soft); opacity: .6; }
+nav { display: flex; gap: .75rem; align-items: center; margin: .9rem 0; }
+nav output { flex: 1; }
+article { padding: 1rem 0; border-bottom: 1px solid var(--line); }
+article p { margin: .6rem 0; white-space: pre-wrap; }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr));
+  gap: .6rem 1rem; margin: .6rem 0; padding: 0; list-style: none; font-size: .85rem; }
+audio { display: block; width: 100%; height: 2.4rem; }
+.told { white-space: pre-wrap; max-height: 18rem; overflow: auto; }
+.right { color: var(--good); } .wrong { color: var(--bad); } .partly { color: var(--half); }
+@media (max-width: 40rem) { form { position: static; } article dl { display: block; }
+  article dt { margin-top: .5rem; } }
+"""
+
+PAGE_SCRIPT = r"""
+"use strict";
+const { names, items } = JSON.parse(document.getElementById("data").textContent);
+const [form, list, output] = ["form", "#list", "output"].map((at) => document.querySelector(at));
+const [back, on] = document.querySelectorAll("nav button");
+const SIZE = 25;
+let page = 0, found = [];
+
+function make(tag, given, ...inside) {
+  const node = Object.assign(document.createElement(tag), given);
+  node.append(...inside);  // text stays text, whatever is in it
+  return node;
+}
+function verdict(said) {
+  if (!said) return "not asked";
+  if (said.answer === null) return "missing";
+  if (said.score === null) return "unparsed";
+  return said.score >= 1 ? "right" : said.score > 0 ? "partly" : "wrong";
+}
+function fits(item, { task, verdict: wanted, of, text }) {
+  if (task && item.task !== task) return false;
+  const said = of ? [item.said[of]] : item.said;
+  const scores = new Set(item.said.map((one) => one?.score ?? 0));
+  if (wanted === "differ" && scores.size < 2) return false;
+  if (wanted && wanted !== "differ" && !said.some((one) => verdict(one) === wanted)) return false;
+  item.words ??= [item.id, item.skill, item.question, item.choices, item.gold,
+    item.clips.map((clip) => clip.label), item.said.map((one) => one?.answer)]
+    .flat().join("\n").toLowerCase();
+  return item.words.includes(text.toLowerCase());
+}
+function audio({ label, link }, i, item) {
+  const player = make("audio", { controls: true, preload: "none", src: link });
+  player.setAttribute("aria-label", `audio ${i + 1} of ${item.id}`);
+  const line = make("li", {}, player, make("span", { className: "soft" }, `${i + 1}  ${label}`));
+  player.onerror = () => line.append(make("div", { className: "wrong" }, "cannot be played here"));
+  return line;
+}
+function told(said, i) {
+  const kind = verdict(said), score = said?.score ?? null;
+  const text = said?.answer ? said.answer : said?.answer === "" ? "(says nothing)" : "(no answer)";
+  const about = [score === null ? kind : `${kind}, ${+score.toFixed(3)}`, ...(said?.more ?? [])];
+  const name = names.length > 1 ? make("b", { className: `c${i % 4}` }, names[i]) : "answer";
+  const answer = make("div", { className: said?.answer ? "told" : "soft", dir: "auto" }, text);
+  return [make("dt", {}, name), make("dd", {}, answer,
+    make("span", { className: kind }, about[0]),
+    make("span", { className: "soft" }, about.slice(1).map((one) => `  ·  ${one}`).join("")))];
+}
+function drawn(item) {
+  const link = make("a", { href: "#" + new URLSearchParams({ text: item.id }) }, item.id);
+  const rows = item.choices ? [["choices", item.choices.join("  ·  ")]] : [];
+  rows.push(["gold", item.gold]);
+  const facts = rows.flatMap(([name, text]) =>
+    [make("dt", {}, name), make("dd", { className: "told", dir: "auto" }, text)]);
+  const about = make("span", { className: "soft" }, `  ${item.task}  ·  ${item.skill}`);
+  return make("article", {}, make("div", {}, link, about),
+    make("p", { dir: "auto" }, item.question),
+    make("ol", { className: "clips" }, ...item.clips.map((clip, i) => audio(clip, i, item))),
+    make("dl", {}, ...facts, ...item.said.flatMap(told)));
+}
+function draw() {
+  const pages = Math.max(1, Math.ceil(found.length / SIZE)), first = page * SIZE;
+  const shown = found.slice(first, first + SIZE);
+  list.replaceChildren(...shown.map(drawn));
+  const where = pages > 1 ? `, ${first + 1} to ${first + shown.length} shown` : "";
+  output.value = `${found.length} of ${items.length} items${where}`;
+  [back.disabled, on.disabled] = [page === 0, page === pages - 1];
+}
+function asked() { return Object.fromEntries(new FormData(form)); }
+function filter() {
+  found = items.filter((item) => fits(item, { of: "", ...asked() }));
+  page = Math.min(page, Math.max(0, Math.ceil(found.length / SIZE) - 1));
+  draw();
+}
+function keep() {
+  const state = Object.entries({ ...asked(), page: page || "" }).filter(([, value]) => value);
+  history.replaceState(null, "", "#" + new URLSearchParams(state));
+}
+function follow() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  for (const field of form.elements) {
+    field.value = state.get(field.name) ?? "";
+    if (field.selectedIndex === -1) field.selectedIndex = 0;
+  }
+  page = Math.max(0, Math.floor(+state.get("page")) || 0);
+  filter();
+  if (location.hash.length > 1) document.getElementById("items").scrollIntoView();
+}
+function turn(by) { page += by; draw(); keep(); document.getElementById("items").scrollIntoView(); }
+form.oninput = () => { page = 0; filter(); keep(); };
+form.onsubmit = (event) => event.preventDefault();
+[back.onclick, on.onclick] = [() => turn(-1), () => turn(1)];
+window.onhashchange = follow;
+document.addEventListener("play", (event) => document.querySelectorAll("audio")
+  .forEach((other) => other === event.target || other.pause()), true);
+follow();
+"""
+
+
+UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # controls, directions, halves, line ends
+JOINERS = "\n\t\u200c\u200d"  # of these, what ordinary text needs
+
+
+def seen(value):
+    """The same value, with what cannot be seen in its texts, or turns them around, written out."""
+    if isinstance(value, dict):
+        return {seen(name): seen(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [seen(inner) for inner in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    hidden = (c not in JOINERS and unicodedata.category(c) in UNSEEN for c in value)
+    return "".join(f"⟨U+{ord(c):04X}⟩" if hide else c for c, hide in zip(value, hidden))
+
+
+def told(value) -> str:
+    """A value in words: what is in it, without quotes and brackets."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {told(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(told, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown(value) -> str:
+    return escape(seen(told(value)))
+
+
+def link_to(clip, root, folder, embed) -> str:
+    """Where the page finds a clip: by a link relative to its folder, or in the page itself."""
+    if embed:
+        try:
+            sound = io.BytesIO()
+            soundfile.write(sound, load_clip(clip, root), RATE, "PCM_16", format="WAV")
+            return "data:audio/wav;base64," + base64.b64encode(sound.getvalue()).decode()
+        except BadInput as mistake:
+            warn(f"not in the page: {mistake}")
+    path, part = (clip["path"], clip) if isinstance(clip, dict) else (clip, {})
+    link = quote(os.path.relpath(Path(root) / path, folder), errors="replace")
+    times = f"{part.get('start', 0)},{part.get('end', '')}".rstrip(",")
+    return f"{link}#t={times}" if part else link
+
+
+def page_items(reports, folder, embed) -> list[dict]:
+    """The items of all reports, one for each id, with what each report says of it."""
+    found = {}
+    for i, report in enumerate(reports):
+        root = report.get("root", ".")
+        for item in report["items"]:
+            if item["id"] not in found:
+                inside, clips = len(found) < embed, item.get("clips", [])
+                links = [link_to(clip, root, folder, inside) for clip in clips]
+                found[item["id"]] = {
+                    **{name: item.get(name) for name in ABOUT[:5]},
+                    "gold": told(item["gold"].get("value")),
+                    "clips": [{"label": told(c), "link": link} for c, link in zip(clips, links)],
+                    "said": [None] * len(reports),
+                }
+            more = {name: item[name] for name in item if name not in ABOUT}
+            more = [told(v if isinstance(v, dict) else {name: v}) for name, v in more.items()]
+            said = {"answer": item["answer"], "score": item["score"], "more": more}
+            found[item["id"]]["said"][i] = said
+    return list(found.values())
+
+
+def columns_of(founds) -> list[str]:
+    """Every column in which one of them has a number, the known ones first."""
+    numbers = {name for found in founds for name in found if type(found[name]) in (int, float)}
+    numbers |= {"95 %"} if "low" in numbers else set()
+    names = [*COLUMNS, *sorted(numbers - COLUMNS.keys() - {"low", "high"})]
+    return [name for name in names if name in numbers]
+
+
+def cell(found, column) -> str:
+    if column == "95 %" and found.get("low") is not None:
+        return f"{found['low']:.3f} to {found['high']:.3f}"
+    value = found.get(column)
+    return f"{value:.3f}" if isinstance(value, float) else shown("" if value is None else value)
+
+
+def bar(found, name, hue) -> str:
+    """The score as a bar on the scale from 0 to 1, and as marks what else is known there."""
+    known = [each for each in ("score", "low", "high", *MARKS) if found.get(each) is not None]
+    at = {each: f"{100 * min(1, max(0, found[each])):.2f}%" for each in known}
+    lines = [f'<line class="scale" x1="{x}%" x2="{x}%" y2="20"/>' for x in range(0, 101, 25)]
+    lines.append(f'<rect class="fill" width="{at["score"]}" y="5" height="10"/>')
+    if "low" in at:
+        ends = f'x1="{at["low"]}" x2="{at["high"]}"'
+        lines.append(f'<line class="range" {ends} y1="10" y2="10"/>')
+    lines += [f'<use href="#{mark}" x="{at[mark]}" y="10"/>' for mark in MARKS if mark in at]
+    spoken = ", ".join(f"{each} {found[each]:.3f}" for each in known)
+    label = f'aria-label="{shown(name)}: {spoken}"'
+    return f'<svg class="c{hue % 4}" role="img" {label}>{"".join(lines)}</svg>'
+
+
+def drawn(title, groups, several) -> str:
+    """A table: {a group: what each report found there}, with a bar wherever there is a score."""
+    columns = columns_of([found for founds in groups.values() for found in founds])
+    bars = "score" in columns
+    heads, lines = [title, *several * ["report"], *bars * ["0 to 1"], *columns], []
+    for group, founds in groups.items():
+        link = f'<a href="#{shown(urlencode({"task": seen(group)}))}">{shown(group)}</a>'
+        link = link if title.endswith("task") else shown(group)
+        for i, found in enumerate(founds):
+            cells = several * [f'<b class="c{i % 4}">{string.ascii_uppercase[i]}</b>']
+            cells += bars * [bar(found, group, i) if "score" in found else ""]
+            cells += [cell(found, column) for column in columns]
+            cells = "".join(f"<td>{each}</td>" for each in cells)
+            lines.append(f'<tr><th scope="row">{"" if i else link}</th>{cells}</tr>')
+    heads = (f'<th title="{shown(COLUMNS.get(name, ""))}">{shown(name)}</th>' for name in heads)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'
+        f"{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def tables(reports, differences) -> str:
+    """Every table of the page, and a sentence on each column that stands in one."""
+    means = {key: [{"score": report[key]} for report in reports] for key in ("macro", "weighted")}
+    for found, report in zip(means["macro"], reports):
+        names = (*COLUMNS, "low", "high")
+        found |= {name: report[name] for name in names if isinstance(report.get(name), float)}
+    parts = [("all tasks", means)]
+    for title, key in (("task", "tasks"), ("single-clip task", "single"), ("skill", "skills"),
+                       ("clips", "clips")):  # fmt: skip
+        founds = [report.get(key, {}) for report in reports]
+        names = dict.fromkeys(name for found in founds for name in found)
+        parts.append((title, {name: [found.get(name, {}) for found in founds] for name in names}))
+    text = "".join(drawn(title, part, len(reports) > 1) for title, part in parts if part)
+    if differences:
+        text += drawn("B against A", {name: [found] for name, found in differences.items()}, False)
+    stand = {name: COLUMNS[name] for name in COLUMNS if f">{name}</th>" in text}
+    return f"{text}<h2>What the columns say</h2>{facts(stand)}"
+
+
+def facts(value) -> str:
+    """What a report says of itself, as it stands there."""
+    if not isinstance(value, dict):
+        return shown(value)
+    lines = (f"<dt>{shown(name)}</dt><dd>{facts(each)}</dd>" for name, each in value.items())
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
+ media-src 'self' file: data:; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}';
+ base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">
+<title>{title}</title><style>{style}</style></head>
+<body><main><h1>{title}</h1>
+<p class="legend c0">
+<span><svg aria-hidden="true"><rect class="fill" y="5" width="18" height="10"/></svg> score</span>
+<span><svg aria-hidden="true"><line class="range" x2="18" y1="10" y2="10"/></svg> 95 %</span>
+<span><svg aria-hidden="true"><defs><path id="chance" d="M0-8V8"/>
+<path id="majority" d="M-4-9H4L0-3Z"/><circle id="text-only" r="3"/></defs>
+<use href="#chance" x="9" y="10"/></svg> chance</span>
+<span><svg aria-hidden="true"><use href="#majority" x="9" y="14"/></svg> majority</span>
+<span><svg aria-hidden="true"><use href="#text-only" x="9" y="10"/></svg> text-only</span></p>
+{tables}
+{official}<h2>How it was made</h2>{made}
+<h2 id="items">Items</h2>
+<p>An item is right with its full score, partly right with some of it, wrong with none; missing
+without an answer, unparsed where the answer commits to nothing. The page's address keeps what is
+chosen here.</p>
+<form>{fields}<label>text<input type="search" name="text" autocomplete="off"></label></form>
+<nav aria-label="pages of items"><output></output>
+<button type="button">Back</button> <button type="button">Next</button></nav>
+<div id="list"></div></main>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script></body></html>
+"""
+
+
+def chosen_by(name, options) -> str:
+    """A field of the filter; options are {value: what is shown}."""
+    lines = (
+        f'<option value="{shown(value)}">{shown(options[value])}</option>' for value in options
+    )
+    return (
+        f'<label>{name}<select name="{name}" autocomplete="off">{"".join(lines)}</select></label>'
+    )
+
+
+def write_page(path, reports, embed=0, differences=None):
+    """NAME.html of one report, or of several side by side. The clips of the first `embed` items go
+    into the page; differences are what compared() says of two."""
+    names, several = [report["name"] for report in reports], len(reports) > 1
+    if several:
+        names = [f"{letter} {name}" for letter, name in zip(string.ascii_uppercase, names)]
+    items = page_items(reports, Path(path).parent, embed)
+    verdicts = ["right", "partly", "wrong", "missing", "unparsed", *several * ["differ"]]
+    tasks = dict.fromkeys(item["task"] for item in items)
+    fields = chosen_by("task", {"": "all", **dict(zip(tasks, tasks))})
+    fields += chosen_by("verdict", {"": "all", **dict(zip(verdicts, verdicts))})
+    fields += chosen_by("of", {"": "any report", **dict(enumerate(names))}) * several
+    made = [{k: r[k] for k in r if k not in TABLES | COLUMNS.keys()} for r in reports]
+    made = facts(dict(zip(names, made)) if several else made[0])
+    official = {name: r["official"] for name, r in zip(names, reports) if "official" in r}
+    official = f"<h2>By the published rule</h2>{facts(official)}" if official else ""
+    data = json.dumps(seen({"names": names, "items": items})).replace("<", "\\u003c")
+    hashes = {f"{name}_hash": base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+              for name, code in (("style", PAGE_STYLE), ("script", PAGE_SCRIPT))}  # fmt: skip
+    parts = {"tables": tables(reports, differences), "official": official, "made": made}
+    parts |= {"fields": fields, "data": data, "style": PAGE_STYLE, "script": PAGE_SCRIPT}
+    with written(path) as file:
+        file.write(PAGE.format(title=shown(names), **parts, **hashes))
+
+
+# Two reports on the same items: is one model better, or were its questions easier? Both were asked
+# the same ones, so it is the items' differences that are drawn anew (a paired bootstrap), within
+# each task, for the macro mean weighs every task alike.
+
+ITEM = {"id": str, "task": str, "gold": dict, "score": float | None}
+REPORT = {"macro": float, "tasks": {}, "single": {}, "items": [ITEM]}
+
+
+def read_report(path) -> dict:
+    report = read_json(path)
+    whole = fits(report, REPORT) and all("answer" in item for item in report["items"])
+    expect(whole and report["items"], path, "a report of judge.py", "something else")
+    (id, times), *_ = Counter(item["id"] for item in report["items"]).most_common(1)
+    expect(times == 1, f"{path}: item {id}", "an id of its own", "a duplicate")
+    return {"name": Path(path).stem, **report}
+
+
+def difference(a, b, draws, n) -> dict:
+    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    better = float((draws > 1e-12).mean())  # a tie is not better, nor is what rounding makes of one
+    return {"A": a, "B": b, "B - A": b - a, "low": low, "high": high, "B better": better, "n": n}
+
+
+def compared(one, two) -> dict:
+    """{task, or macro: the difference over the items that are in both}."""
+    other = {item["id"]: item["score"] or 0 for item in two["items"]}
+    pairs, draws, found = {}, {}, {}
+    for item in one["items"]:
+        if item["id"] in other:
+            pairs.setdefault(item["task"], []).append((item["score"] or 0, other[item["id"]]))
+    dice = np.random.default_rng(0)
+    for task, scores in pairs.items():
+        a, b = np.array(scores, float).T
+        draws[task] = drawn_means(b - a, dice)
+        found[task] = difference(float(a.mean()), float(b.mean()), draws[task], len(scores))
+    if several := [task for task in found if task not in one["single"]]:
+        a, b, n = (sum(found[task][name] for task in several) for name in ("A", "B", "n"))
+        macro = sum(draws[task] for task in several) / len(several)
+        found["macro"] = difference(a / len(several), b / len(several), macro, n)
+    return found
+
+
+def check_same(paths, first, second):
+    """What has the same id in two reports, {id: item} each, has to be the same item."""
+    both = first.keys() & second.keys()
+    expect(both, paths[1], f"items of {paths[0]}", "none of them")
+    for id, field in itertools.product(filter(both.__contains__, first), ("gold", "task")):
+        one, two = first[id][field], second[id][field]
+        wanted = f"as in {paths[0]}, {told(one):.80}"
+        expect(one == two, f"{paths[1]}: item {id}: {field}", wanted, f"{told(two):.80}")
+
+
+def run_compare(args):
+    reports = [read_report(path) for path in args.reports]
+    items = [{item["id"]: item for item in report["items"]} for report in reports]
+    check_same(args.reports, *items)
+    found = compared(*reports)
+    heads = (("n", 7), ("A", 9), ("B", 9), ("B - A", 9), ("95 %", 20), ("B better", 10))
+    print(f"{'':<16}" + "".join(f"{name:>{width}}" for name, width in heads))
+    for task, row in found.items():
+        span = f"{row['low']:+.3f} .. {row['high']:+.3f}"
+        cells = f"{row['n']:>7}{row['A']:>9.3f}{row['B']:>9.3f}{row['B - A']:>+9.3f}{span:>20}"
+        print(clean(f"{task:<16}{cells}{row['B better']:>10.3f}"))
+    alone = [len(mine.keys() - theirs.keys()) for mine, theirs in (items, reversed(items))]
+    for letter, path, count in zip("AB", args.reports, alone):
+        print(clean(f"{letter}: {path}; items that are in it alone: {count}"))
+    if args.html:
+        write_page(args.html, reports, args.embed, found)
+
+
+def add_compare(commands):
+    parser = commands.add_parser("compare", help="two reports, item by item: which is better?")
+    parser.add_argument("reports", nargs=2, metavar="NAME.json", help="A and B")
+    parser.add_argument("--html", metavar="FILE", help="write a page with both side by side, too")
+    parser.add_argument(
+        "--embed", type=int, default=0, metavar="N", help="put the first N items' clips into it"
+    )
+    parser.set_defaults(run=run_compare)
+
+
 # --- agreement: how far a judge marks as people do. They get a sheet without its marks.
 
-RESAMPLES = 1000  # for 95 % intervals: the same items, drawn again with replacement
-COLUMNS = ("id", "question", "gold", "answer", "score_1", "score_2", "score_3")
+AGAIN = 1000  # for 95 % intervals: the same items, drawn again with replacement
+SHEET = ("id", "question", "gold", "answer", "score_1", "score_2", "score_3")
 
 
 def add_agree(parser):
@@ -386,7 +2027,7 @@ def verdicts(item) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def cell(text) -> str:
+def sheet_cell(text) -> str:
     """Text that no spreadsheet takes for a formula, wherever it believes that a cell begins."""
     text = clean(str(text), keep="\n")[:30_000]
     blank = r"[\s\ufeff\u200b-\u200f\u2060]*"
@@ -394,19 +2035,19 @@ def cell(text) -> str:
 
 
 def id_cell(item) -> str:
-    return cell(f"[{item['id']}]")  # else 007 would come back as 7, and 1-2 as a date
+    return sheet_cell(f"[{item['id']}]")  # else 007 would come back as 7, and 1-2 as a date
 
 
 def write_sheet(path, items):
     with written(path) as file:
         file.write("\ufeff")  # so that spreadsheets read it as UTF-8
         table = csv.writer(file)
-        table.writerow(COLUMNS)
+        table.writerow(SHEET)
         for item in items:
             value = item["gold"]["value"]
             gold = value["text"] if isinstance(value, dict) and "text" in value else value
             told = (item["question"], gold, item["answer"])
-            table.writerow([id_cell(item), *map(cell, told), "", "", ""])
+            table.writerow([id_cell(item), *map(sheet_cell, told), "", "", ""])
 
 
 def read_sheet(path, items) -> dict:
@@ -459,7 +2100,7 @@ def agreement(items, sheet, path) -> list[str]:
         lines.append(f"{name}: {told}   on {len(pairs)} of {len(sheet)} items")
     expect(lines, path, "items that people and a judge have scored the same way", "none")
     if yesno:
-        kappa, same = fleiss_kappa(list(given.values())), pairwise(list(sheet.values()))
+        kappa, same = fleiss_kappa(list(given.values())), by_pairs(list(sheet.values()))
         lines.append(f"people: Fleiss' kappa {number(kappa)}   pairs that agree {number(same)}")
     return lines
 
@@ -470,7 +2111,7 @@ def number(value) -> str:
 
 def with_intervals(measure, x, y) -> dict:
     n = len(x)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), AGAIN)
     once, again = measure(x, y, np.ones((1, n))), measure(x, y, drawn.astype(float))
     told = {}
     for name, (value,) in once.items():
@@ -509,7 +2150,7 @@ def fleiss_kappa(items) -> float | None:
     return (sum(pairs) / len(pairs) - expected) / (1 - expected) if expected < 1 else None
 
 
-def pairwise(items) -> float | None:
+def by_pairs(items) -> float | None:
     """The share of items on which two annotators agree, a mean over all pairs of annotators."""
     shares = []
     for one, other in itertools.combinations(zip(*items), 2):
@@ -519,130 +2160,268 @@ def pairwise(items) -> float | None:
 
 
 # ------------------------------------------------------------------------------------------------
-# The tally.
-
-CONSTANTS = 20  # of the commonest verdicts, how many are tried as the answer to everything
+# The whole way: from a bench and one who answers to DIR/NAME.json and DIR/NAME.html.
 
 
-def tally(answered) -> dict:
-    """The report on (row, answer or None) pairs. macro is the mean over the tasks, weighted over
-    their items; tasks on single clips stand apart."""
-    items = [judged(row, answer) for row, answer in answered]
-    report = {"macro": 0.0, "weighted": 0.0, "single": {}, "tasks": {}, "items": items}
-    rows = [row for row, _ in answered]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [(row, item) for row, item in zip(rows, items) if row["task"] == task]
-        single = mine[0][0]["skill"] == "single"
-        report["single" if single else "tasks"][task] = summary(mine)
-    found = report["tasks"].values()
-    asked = sum(task["n"] for task in found)
-    report["macro"] = sum(task["score"] for task in found) / max(1, len(found))
-    report["weighted"] = sum(task["score"] * task["n"] for task in found) / max(1, asked)
-    return report
+def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
+    """The rows that are asked, the folder of their clips, the published bench if it is one, and how
+    many rows were refused."""
+    bad, bench = [], BENCHES.get(args.bench)
+    if bench is None:
+        expect(args.data is None, "--data", f"a published bench, {', '.join(BENCHES)}", args.bench)
+        rows = (row for row in read_rows(args.bench, bad.append) if "gold" in row)
+        root = Path(args.bench).parent
+    else:
+        expect(args.data, f"--bench {args.bench}", f"--data DIR: {bench.layout}", "none")
+        rows, root = bench.read(args.data, bad.append), Path(args.data)
+    rows = list(rows)
+    for mistake in bad:
+        warn(f"left out: {mistake}")
+    expect(rows, args.data or args.bench, "rows with a gold", "none")
+    if args.items and args.items < len(rows):  # the same ones whoever is asked
+        drawn = sorted(range(len(rows)), key=lambda i: seed_of(rows[i]))[: args.items]
+        rows = [rows[i] for i in sorted(drawn)]
+    return rows, root, bench, len(bad)
 
 
-def judged(row, answer) -> dict:
-    """One item of the report: its score is None where the answer was missing or unparsed."""
-    right = None if answer is None else score(row["gold"], answer)
-    about = {name: row[name] for name in ("id", "task", "skill", "question", "gold")}
-    return {**about, "answer": answer, "score": right}
+def who_answers(args, journal):
+    given = [name for name in ("weights", "answers", "server") if getattr(args, name)]
+    wanted = "one of --weights, --answers and --server"
+    expect(len(given) == 1, "who answers", wanted, " and ".join(given) or "none")
+    if args.weights:
+        return Network(args)
+    if args.answers:
+        for flag in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
+            expect(not getattr(args, flag), f"--{flag.replace('_', '-')}", "somebody to ask",
+                   "answers in a file")  # fmt: skip
+        return Written(args.answers)
+    fine = re.match(r"https?://[^/]", args.server)
+    expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))
+    expect(args.server_model, "--server-model", "the model's name, beside --server", "none")
+    return Server(args.server, args.server_model, args, journal)
 
 
-def add_column(report, name, values):
-    """A further number of each item, None where it has none: of a task and of all, the mean."""
-    for item, value in zip(report["items"], values):
-        item[name] = value
-    for task, found in (report["tasks"] | report["single"]).items():
-        known = [item[name] for item in report["items"] if item["task"] == task]
-        known = [value for value in known if value is not None]
-        found[name] = sum(known) / len(known) if known else None
-    known = [found[name] for found in report["tasks"].values() if found[name] is not None]
-    report[name] = sum(known) / max(1, len(known))
+def asked_items(args, asking, rows) -> list[dict]:
+    """Each row's item, with every column that the flags ask for."""
+    if args.late_fusion:
+        said = ask_fused(asking, rows)
+    elif args.vote:
+        said = ask_voting(asking, rows, args.vote)
+    else:
+        said = asking.ask(rows if not args.view else in_view(rows, args.view), "judged")
+    items = [judged(row, answer) for row, answer in zip(rows, said)]
+    if args.text_only:
+        deaf = asking.ask(in_view(rows, "text-only"), "without the clips")
+        for row, item, answer in zip(rows, items, deaf):
+            item["text-only"] = answer and score(row["gold"], answer) or 0.0
+    literal = args.permute == "literal"
+    changes = {"permuted": args.permute and (lambda row: permuted(row, literal)),
+               "options": args.option_shuffle and options_shuffled}  # fmt: skip
+    for name, change in changes.items():
+        if change:
+            ask_changed(args, asking, rows, items, name, change, literal)
+    return items
 
 
-def summary(pairs) -> dict:
-    """Of one task's rows and items."""
-    rows, items = zip(*pairs)
-    n = len(items)
-    missing = sum(item["answer"] is None for item in items)
-    return {
-        "n": n,
-        "missing": missing,
-        "unparsed": sum(item["score"] is None for item in items) - missing,
-        "score": sum(item["score"] or 0 for item in items) / n,
-        "chance": sum(chance(row) for row in rows) / n,
-        "majority": majority(rows),
-    }
+def in_view(rows, view) -> list[dict]:
+    """Each row in another form, see prepare.py."""
+    if view != "shuffle-audio":
+        return [VIEWS[view](row) for row in rows]
+    heard = [row for row in rows if row["clips"]]
+    places = {row["id"]: i for i, row in enumerate(heard)}
+    others = [heard[(places.get(row["id"], 0) + 1) % len(heard)] for row in rows]
+    return [VIEWS[view](row, other) for row, other in zip(rows, others)]
 
 
-def majority(rows) -> float:
-    """The mean score of the best answer that is the same for all: one of the commonest verdicts."""
-    verdicts = Counter(row["meta"].get("verdict", row["answer"]) for row in rows)
-    constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
-    scores = (sum(score(row["gold"], told) or 0 for row in rows) for told in constants)
-    return max(scores) / len(rows)
+def ask_changed(args, asking, rows, items, name, change, literal):
+    """Ask what `change` makes of each row: how it scores, and whether the answer is another."""
+    places = [(i, change(row)) for i, row in enumerate(rows)]
+    places = [(i, moved) for i, moved in places if moved]
+    changed = [moved for _, moved in places]
+    again = asking.ask(in_view(changed, args.view) if args.view else changed, name)
+    column = {"permuted": "flips", "options": "option-flips"}[name]
+    for item in items:
+        item[column] = None
+        if name == "permuted":
+            item["permuted"] = item["names_index"] = None
+    for (i, moved), answer in zip(places, again):
+        items[i][column] = flips(rows[i], items[i]["answer"], moved, answer, literal)
+        if name == "permuted":
+            items[i]["permuted"] = answer and score(moved["gold"], answer) or 0.0
+            items[i]["names_index"] = names_index(rows[i])
 
 
-def table(report) -> list[str]:
-    """The report as lines, one a task."""
-    counts, shares = ("n", "missing", "unparsed"), ["score", "chance", "majority"]
-    shares += [name for name in ("text-only", "flips") if name in report]
-    lines = [f"{'':<16}" + "".join(f"{name:>10}" for name in (*counts, *shares))]
-    for task, found in (*report["tasks"].items(), *report["single"].items()):
-        cells = [f"{found[name]:>10}" for name in counts]
-        known = ["" if found[name] is None else f"{found[name]:.3f}" for name in shares]
-        lines.append(f"{task:<16}" + "".join([*cells, *(f"{cell:>10}" for cell in known)]))
-    beside = "".join(f"   {name} {report[name]:.3f}" for name in shares[3:])
-    return [*lines, f"macro {report['macro']:.3f}   weighted {report['weighted']:.3f}{beside}"]
+def gathered(path, items, shard, shards, mark) -> list | None:
+    """The items of all shards, for the shard that ends last; None for the others."""
+    if shards == 1:
+        return items
+    with written(shard_file(path, shard, shards, mark)) as file:
+        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    if not join_shards(path, shards, mark):
+        return None
+    joined = [row for _, row in read_values(path, stop)]
+    path.unlink()
+    return joined
+
+
+def run_bench(args):
+    check_flags(args)
+    shard, shards = which_shard(args.shard)
+    rows, root, bench, refused = bench_rows(args)
+    official = check_mode(args, bench)
+    name = args.name or Path(args.weights or args.answers or args.server_model).resolve().name
+    expect(Path(name).name == name, "--name", "a name without folders", repr(name))
+    args.out.mkdir(parents=True, exist_ok=True)
+    with closing(Journal(shard_file(args.out / f"{name}.asked.jsonl", shard, shards))) as journal:
+        who = who_answers(args, journal)
+        print(clean(f"{who.name}: {who.how}"), file=sys.stderr)
+        first, last = (len(rows) * k // shards for k in (shard, shard + 1))
+        asking = Asking(who, root, journal)
+        items = asked_items(args, asking, rows[first:last])
+        settings = settings_of(args)
+        mark = hash_of([settings, who.name, [row["id"] for row in rows]])[:8] + "-"
+        items = gathered(args.out / f"{name}.items.jsonl", items, shard, shards, mark)
+    if items is None:
+        return
+    judges = judges_of(args)
+    said = [item["answer"] for item in items]
+    for judge in judges if not official else ():
+        for item, found in zip(items, mark_all(judge, rows, said)):
+            item.setdefault("marks", {})[judge.name] = found
+    about = {"name": name, "who": who.name, "bench": args.bench, "root": str(root.resolve()),
+             "refused": refused, "settings": settings, "hashes": hashes_of(args, rows),
+             "versions": versions(), "judges": [judge.name for judge in judges]}  # fmt: skip
+    if official:
+        if bench.needs == "loglik":
+            expect(args.weights, f"--mode official of {args.bench}", "--weights", "none")
+            said = [compa_scores(who.net, row, root) for row in rows]
+        if args.embeddings:
+            judges.append(Embedder(args.embeddings, args.embeddings_model))
+        found = bench.official(rows, said, judges, root)
+        for item, value in zip(items, found.scores):
+            item["official"] = value
+        about["official"] = {"figures": found.figures, "notes": found.notes}
+    report = {**about, **tally(rows, items)}
+    write_json(args.out / f"{name}.json", report)
+    write_page(args.out / f"{name}.html", [report], args.embed)
+    for line in (*table(report, args.by_n), *official_lines(report), *permuted_lines(items)):
+        print(clean(line))
+
+
+def settings_of(args) -> dict:
+    """The flags that decide what comes out."""
+    names = ("data", "mode", "items", "view", "late_fusion", "vote", "text_only", "permute",
+             "option_shuffle", "device", "dtype", "adapter")  # fmt: skip
+    return {name: getattr(args, name) for name in names if getattr(args, name)}
+
+
+def check_mode(args, bench) -> bool:
+    """Whether the published rule is asked for. It is refused where there is none."""
+    if args.mode == "strict":
+        return False
+    wanted = f"a published bench, {', '.join(BENCHES)}"
+    expect(bench is not None, "--mode official", wanted, args.bench)
+    expect(bench.official, "--mode official", "a bench with a published rule", args.bench)
+    return True
+
+
+def versions() -> dict:
+    """What this was computed with."""
+    packages = {module.__name__: module.__version__ for module in (torch, np)}
+    return {"python": platform.python_version(), **packages, "code": git_hash()}
+
+
+def hashes_of(args, rows) -> dict:
+    """Of what was asked, and of the words in which a language model was."""
+    asked = [[row["id"], conversation(row), row["clips"], row["gold"]] for row in rows]
+    return {"rows": hash_of(asked), "prompts": hash_of(PROMPTS)}
+
+
+def official_lines(report) -> list[str]:
+    found = report.get("official", {"figures": {}, "notes": []})
+    return [f"{name:<40}{value:>10.3f}" for name, value in found["figures"].items()] + [
+        f"note: {line}" for line in found["notes"]
+    ]
+
+
+def permuted_lines(items) -> list[str]:
+    """How many of the reordered items hang on the order, so that `literal` is unfair to them."""
+    moved = [item for item in items if item.get("names_index") is not None]
+    named = sum(item["names_index"] for item in moved)
+    return [f"{named} of {len(moved)} reordered items name an index"] if moved else []
+
+
+def run_benches(args):
+    for name, bench in BENCHES.items():
+        rule = "strict only" if not bench.official else f"official needs {bench.needs or 'nothing'}"
+        print(clean(f"{name:<18}{rule:<28}{bench.layout}"))
+
+
+def add_bench_flags(parser):
+    add = parser.add_argument
+    # fmt: off
+    add("--weights", metavar="DIR", help="who answers: a checkpoint or a run")
+    add("--answers", metavar="FILE", help="or answers in a file, an id and an answer each")
+    add("--server", metavar="URL", help="or a server with /v1/chat/completions that hears")
+    add("--server-model", metavar="NAME", help="its name there")
+    add("--bench", metavar="FILE|NAME", help="bench.jsonl, or a published one: judge.py benches")
+    add("--data", metavar="DIR", help="the folder that holds the published one")
+    add("--mode", choices=("strict", "official"), default="strict",
+        help="official: by the published rule too, quirks included")
+    add("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
+    add("--name", metavar="NAME", help="of the report, default: the weights'")
+    add("--items", type=int, metavar="N", help="N of the items, the same ones whoever is asked")
+    add("--embeddings", metavar="URL",
+        help="a server of text embeddings, for MMAU-Pro's published rule")
+    add("--embeddings-model", metavar="NAME", default="nvidia/NV-Embed-v2",
+        help="its name there, default: the published one")
+    add("--by-n", action="store_true", help="a line for each number of clips, too")
+    add("--view", choices=(*ONE_ROW_VIEWS, "shuffle-audio"),
+        help="another form of every item, see prepare.py")
+    add("--text-only", action="store_true", help="ask without the clips, too")
+    add("--permute", nargs="?", const="remapped", choices=("remapped", "literal"),
+        help="ask with the clips in another order, too: every index in the text follows its clip, "
+             "or (literal) the text stays as it was")
+    add("--option-shuffle", action="store_true", help="ask with the options in another order, too")
+    add("--late-fusion", action="store_true",
+        help="describe each clip by itself, then ask on the descriptions")
+    add("--vote", type=int, metavar="K", help="ask under K orders of the clips, and let them vote")
+    add("--shard", metavar="I/N", help="ask the I-th of N parts; torchrun sets it by itself")
+    add("--embed", type=int, default=0, metavar="N",
+        help="the clips of the first N items go into the page, so that it travels")
+    # fmt: on
+    add_judge_flags(parser)
+    add_weight_flags(parser)
+    parser.set_defaults(run=run_bench)
+
+
+def check_flags(args):
+    expect(args.bench, "--bench", "a file, or the name of a published bench", "none")
+    for flag, number, least in (("--items", args.items, 1), ("--vote", args.vote, 2),
+                                ("--embed", args.embed, 0)):  # fmt: skip
+        expect(number is None or number >= least, flag, f"{least} or more", number)
+    one = [flag for flag in ("view", "late_fusion", "vote") if getattr(args, flag)]
+    expect(len(one) < 2, "--view, --late-fusion, --vote", "one of them", " and ".join(one))
+    for name in ("weights", "answers"):
+        path = getattr(args, name)
+        expect(not path or Path(path).exists(), f"--{name}", "what is there", f"nothing at {path}")
 
 
 def main():
-    parser = Parser(description="Ask a model a whole bench, and say how good its answers are.")
-    parser.add_argument("--weights", required=True, metavar="DIR", help="a checkpoint or a run")
-    parser.add_argument("--bench", required=True, metavar="FILE", help="bench.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR")
-    parser.add_argument("--name", metavar="NAME", help="of the report, default: the weights'")
-    parser.add_argument("--items", type=int, metavar="N", help="only the first N")
-    parser.add_argument(
-        "--view", choices=ONE_ROW_VIEWS, help="another form of every item, see prepare.py"
+    parser = Parser(
+        description="Ask a model a whole bench, and say how good its answers are.",
+        epilog="Without a command: DIR/NAME.json and DIR/NAME.html.",
     )
-    parser.add_argument("--text-only", action="store_true", help="ask without the clips, too")
-    parser.add_argument(
-        "--permute", action="store_true", help="ask with the clips in another order, too"
-    )
-    add_weight_flags(parser)
+    add_bench_flags(parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    add_compare(commands)
+    agree = commands.add_parser("agree", help="does a language model mark as people do?")
+    add_agree(agree)
+    agree.set_defaults(run=run_agree)
+    benches = commands.add_parser("benches", help="the published benches, and what DIR must hold")
+    benches.set_defaults(run=run_benches)
     args = parser.parse_args()
-    expect(args.items is None or args.items > 0, "--items", "1 or more", args.items)
-    bad = []
-    rows = [row for row in read_rows(args.bench, bad.append) if "gold" in row][: args.items]
-    for mistake in bad:
-        warn(f"left out: {mistake}")
-    expect(rows, args.bench, "rows with a gold", "none")
-    name = args.name or Path(args.weights).resolve().name
-    expect(Path(name).name == name, "--name", "a name without folders", repr(name))
-    net = load_net(args)
-    print(f"{net.device}, {kernels.chosen()} kernels, {net.dtype}", file=sys.stderr)
-    root = Path(args.bench).parent
-    view = VIEWS[args.view] if args.view else lambda row: row
-    said = said_by(net, list(map(view, rows)), root, "judged")
-    report = tally(list(zip(rows, said)))
-    if args.text_only:
-        deaf = said_by(net, [VIEWS["text-only"](row) for row in rows], root, "without the clips")
-        right = [answer and score(row["gold"], answer) for row, answer in zip(rows, deaf)]
-        add_column(report, "text-only", [value or 0.0 for value in right])
-    if args.permute:
-        several = [i for i, row in enumerate(rows) if len(row["clips"]) > 1]
-        moved = [reordered(rows[i]) for i in several]
-        again = said_by(net, list(map(view, moved)), root, "in another order")
-        found = [None] * len(rows)
-        for i, row, answer in zip(several, moved, again):
-            found[i] = flips(rows[i], said[i], row, answer)
-        add_column(report, "flips", found)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / f"{name}.json", {"weights": str(args.weights), "bench": str(args.bench),
-                                           "refused": len(bad), **report})  # fmt: skip
-    for line in table(report):
-        print(clean(line))
+    args.run(args)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ comments from here on:
   L valid frames of a window, before the two of context; `rows` where it does not matter which
 """
 
+import hashlib
 import math
 import os
 import re
@@ -62,6 +63,7 @@ from prepare import (
     check_fits,
     clip_order,
     expect,
+    hash_of,
     log_mels,
     n_frames,
     n_slots,
@@ -1276,6 +1278,20 @@ def base_of(run: Path) -> Path:
 DECODER_TARGETS = (
     r"(?!.*audio_tower).*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
+
+
+def weights_hash(dir) -> str:
+    """Of all files that decide what a checkpoint says, an adapter's base included."""
+    dir = Path(dir)
+    names = ("config.json", "adapter_config.json", *COMPANIONS)
+    files = [*sorted(dir.glob("*.safetensors")), *(dir / name for name in names)]
+    digests = {}
+    for path in filter(Path.is_file, files):
+        with open(path, "rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    expect(digests, dir, "a folder of weights", "none")
+    base = weights_hash(base_of(dir)) if "adapter_config.json" in digests else None
+    return hash_of([digests, base])
 
 
 def check_adapter(adapter: dict, source):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -30,8 +31,15 @@ ROWS = [
 ]
 
 
+def tallied(rows, said):
+    return judge.tally(rows, [judge.judged(row, answer) for row, answer in zip(rows, said)])
+
+
+OWN = [each["answer"] for each in ROWS]
+
+
 def test_own_answers_are_all_right():
-    report = judge.tally([(row, row["answer"]) for row in ROWS])
+    report = tallied(ROWS, OWN)
     assert report["macro"] == report["weighted"] == 1
     assert list(report["tasks"]) == ["odd", "factual"]
     assert list(report["single"]) == ["tag"]
@@ -40,7 +48,7 @@ def test_own_answers_are_all_right():
 
 def test_what_is_missing_and_what_cannot_be_read_scores_nothing_and_is_counted():
     told = [None, "perhaps 1, perhaps 2", "audio 2", "no", "rain"]
-    report = judge.tally(list(zip(ROWS, told)))
+    report = tallied(ROWS, told)
     odd = report["tasks"]["odd"]
     assert (odd["n"], odd["missing"], odd["unparsed"], odd["score"]) == (3, 1, 1, 1 / 3)
     assert report["macro"] == pytest.approx((1 / 3 + 0) / 2)  # a task weighs as much as a task,
@@ -51,14 +59,14 @@ def test_what_is_missing_and_what_cannot_be_read_scores_nothing_and_is_counted()
 
 
 def test_chance_and_majority():
-    odd = judge.tally([(row, "audio 1") for row in ROWS])["tasks"]["odd"]
+    odd = tallied(ROWS, ["audio 1"] * 5)["tasks"]["odd"]
     assert odd["chance"] == 1 / 2
     assert odd["majority"] == pytest.approx(2 / 3)  # always "audio 2"
     assert odd["score"] == pytest.approx(1 / 3)
 
 
 def test_the_table_has_a_line_for_each_task():
-    lines = judge.table(judge.tally([(row, row["answer"]) for row in ROWS]))
+    lines = judge.table(tallied(ROWS, OWN))
     assert [line.split()[0] for line in lines[1:]] == ["odd", "factual", "tag", "macro"]
 
 
@@ -93,8 +101,10 @@ def test_from_weights_and_a_bench_to_a_report(bench):
     assert report["refused"] == 1
     assert "r5" in done.stderr and "broken.wav" in done.stderr
     assert done.stdout.split()[0] == "n"
+    fields = {"n", "missing", "unparsed", "score", "low", "high", "chance", "majority"}
     for task in (*report["tasks"].values(), *report["single"].values()):
-        assert set(task) == {"n", "missing", "unparsed", "score", "chance", "majority"}
+        assert set(task) == fields
+    assert (out / "weights.html").read_text().startswith("<!doctype html>")
 
 
 def test_the_same_answers_one_by_one(bench):
@@ -104,7 +114,8 @@ def test_the_same_answers_one_by_one(bench):
     run("--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", out,
         "--items", 1, "--name", "one")  # fmt: skip
     alone = json.loads((out / "one.json").read_text())
-    assert alone["items"] == whole["items"][:1]
+    assert len(alone["items"]) == 1
+    assert alone["items"][0] in whole["items"]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +179,10 @@ def test_texts_flip_by_what_they_say_and_not_by_its_place():
 
 
 def test_a_column_is_a_mean_over_those_that_have_it():
-    report = judge.tally([(row, row["answer"]) for row in ROWS])
-    judge.add_column(report, "flips", [True, False, None, True, None])
+    items = [judge.judged(row, row["answer"]) for row in ROWS]
+    for item, value in zip(items, [True, False, None, True, None]):
+        item["flips"] = value
+    report = judge.tally(ROWS, items)
     assert report["tasks"]["odd"]["flips"] == 1 / 2
     assert report["tasks"]["factual"]["flips"] == 1
     assert report["single"]["tag"]["flips"] is None
@@ -177,7 +190,6 @@ def test_a_column_is_a_mean_over_those_that_have_it():
     lines = judge.table(report)
     assert lines[0].split()[-1] == "flips"
     assert lines[-1].endswith("flips 0.750")
-    assert [item["flips"] for item in report["items"]] == [True, False, None, True, None]
 
 
 @pytest.mark.parametrize("view", [[], ["--view", "concat"]])
@@ -192,3 +204,204 @@ def test_one_command_gives_all_columns(bench, tmp_path, view):
     assert all(item["flips"] in (True, False, None) for item in several)
     assert report["text-only"] <= 1 and 0 <= report["flips"] <= 1
     assert "text-only" in done.stdout and "flips" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------
+# The tally: intervals, groups, second looks.
+
+
+def test_an_interval_is_that_of_a_mean():
+    dice = np.random.default_rng(1)
+    scores = (dice.random(400) < 0.7).astype(float)
+    found = judge.interval(judge.drawn_means(scores, np.random.default_rng(0)))
+    spread = 1.96 * scores.std() / 400**0.5
+    assert found["low"] == pytest.approx(scores.mean() - spread, abs=0.01)
+    assert found["high"] == pytest.approx(scores.mean() + spread, abs=0.01)
+    assert judge.interval(judge.drawn_means(np.ones(5), np.random.default_rng(0))) == {"low": 1, "high": 1}
+
+
+def test_groups_by_skill_and_by_number_of_clips():
+    rows = [*ROWS, row(9, clips=["a.wav"] * 4, value=3, answer="audio 3")]
+    report = tallied(rows, [*(r["answer"] for r in ROWS), "audio 1"])
+    assert {n: found["n"] for n, found in report["clips"].items()} == {"2": 4, "4": 1}
+    assert report["clips"]["4"]["score"] == 0 and report["clips"]["2"]["score"] == 1
+    assert {skill: found["n"] for skill, found in report["skills"].items()} == {
+        "comparison": 4, "reasoning": 1,
+    }  # fmt: skip
+
+
+ORDERS = [([1, 2, 3], "audio 1, audio 3, audio 2"), ([2, 1, 3], "audio 3, audio 1, audio 2"),
+          ([4, 2, 1, 3], "audio 4, audio 2, audio 3, audio 1")]  # fmt: skip
+
+
+@pytest.mark.parametrize("value, answer", ORDERS)
+def test_kendall_is_scipys(value, answer):
+    from scipy.stats import kendalltau
+
+    said = [int(n) for n in re.findall(r"\d", answer)]
+    places = [[order.index(clip) for clip in value] for order in (value, said)]
+    found = judge.aside({"type": "order", "value": value}, answer)
+    assert found["kendall"] == pytest.approx(kendalltau(*places).statistic)
+
+
+def test_second_looks():
+    count, span = {"type": "count", "value": 3}, {"clip": 2, "on": 1.0, "off": 3.0}
+    assert judge.aside(count, "five") == {"error": 2}
+    assert judge.aside({"type": "span", "value": span}, "audio 2, 2 to 4 s")[
+        "iou"
+    ] == pytest.approx(1 / 3)
+    assert judge.aside({"type": "span", "value": span}, "audio 1, 1 to 3 s") == {"iou": 0}
+    assert judge.aside({"type": "transcript", "value": "a red cat"}, "a cat") == {
+        "wer": pytest.approx(1 / 3)
+    }
+    assert judge.aside({"type": "transcript", "value": "a red cat"}, None) == {"wer": 1}
+    assert judge.aside(count, "perhaps") == {}
+    two = [row(i, "transcribe", "single", "transcript", text, text, clips=["a.wav"])
+           for i, text in enumerate(["one two three four", "five"])]  # fmt: skip
+    report = tallied(two, ["one two three four", "six"])
+    assert report["single"]["transcribe"]["wer"] == pytest.approx(1 / 5), "by words, not by clips"
+
+
+# ------------------------------------------------------------------------------------------------
+# Other ways to ask.
+
+
+class Says:
+    """One who answers by a rule, and remembers what was asked."""
+
+    name, how = "says", "a test"
+
+    def __init__(self, rule):
+        self.rule, self.heard = rule, []
+
+    def answers(self, items):
+        for key, messages, clips, layout in items:
+            self.heard.append((messages[-1]["content"], [len(clip) for clip in clips], layout))
+            yield key, self.rule(messages[-1]["content"], clips)
+
+
+@pytest.fixture
+def asking(bench, tmp_path):
+    journals = []
+
+    def made(rule):
+        journals.append(judge.Journal(tmp_path / f"asked-{len(journals)}.jsonl"))
+        return judge.Asking(Says(rule), bench, journals[-1])
+
+    yield made
+    for journal in journals:
+        journal.close()
+
+
+def test_nobody_is_asked_the_same_twice(asking):
+    asks = asking(lambda question, clips: "audio 1")
+    assert asks.ask(ROWS, "first") == ["audio 1"] * 5
+    asks.who.heard.clear()
+    assert asks.ask(ROWS, "again") == ["audio 1"] * 5
+    assert asks.who.heard == []
+    other = {**ROWS[0], "question": "Which other one?"}
+    asks.ask([other, {**ROWS[0], "layout": "no-index"}], "others")
+    assert len(asks.who.heard) == 2 and asks.who.heard[1][2] == "no-index"
+
+
+def test_late_fusion_asks_of_descriptions_and_hears_nothing_then(asking):
+    def rule(question, clips):
+        return f"a clip of {len(clips[0])} samples" if clips else question
+
+    asks = asking(rule)
+    said = judge.ask_fused(asks, ROWS[:1])[0]
+    assert said.count("a clip of 8000 samples") == 2 and "audio 2" in said
+    assert [len(lengths) for _, lengths, _ in asks.who.heard] == [1, 1, 0]
+
+
+def test_a_vote_follows_the_clip_and_not_its_place(bench, asking):
+    """One who always names the longer clip, wherever it is, and one who always names the first."""
+    rows = [row(0, clips=["a.wav", {"path": "b.wav", "start": 0, "end": 0.25}])]
+    longer = asking(lambda q, clips: f"audio {1 + (len(clips[1]) > len(clips[0]))}")
+    assert judge.ask_voting(longer, rows, 2) == ["audio 1"]
+    rows = [row(0, clips=[{"path": "a.wav", "start": 0, "end": 0.25}, "b.wav"])]
+    assert judge.ask_voting(longer, rows, 2) == ["audio 2"]
+    assert judge.ask_voting(asking(lambda q, clips: "hard to say"), rows, 2) == ["hard to say"]
+
+
+def test_an_election():
+    gold = {"type": "clip", "value": 1}
+    assert judge.elect(gold, ["audio 2", "It is audio 1.", "audio 1"]) == "It is audio 1."
+    assert judge.elect(gold, ["audio 2", "audio 1"]) == "audio 2", "a tie goes to the first"
+    assert judge.elect(gold, ["perhaps", "audio 1"]) == "audio 1"
+    assert judge.elect(gold, []) is None
+
+
+def test_other_clips_are_those_of_the_next_row():
+    rows = [row(0), row(1, clips=["c.wav", "d.wav"]), row(2, clips=["e.wav"], skill="single")]
+    assert [r["clips"] for r in judge.in_view(rows, "shuffle-audio")] == [
+        ["c.wav", "d.wav"], ["e.wav", "e.wav"], ["a.wav"],
+    ]  # fmt: skip
+
+
+def test_literal_and_remapped_orders():
+    said = row(0, clips=["a.wav", "b.wav", "c.wav"], value=2, question="Is it audio 2?")
+    remapped, literal = judge.permuted(said, False), judge.permuted(said, True)
+    assert remapped["clips"] == literal["clips"] != said["clips"]
+    assert (literal["question"], literal["gold"]) == (said["question"], said["gold"])
+    assert remapped["clips"][remapped["gold"]["value"] - 1] == "b.wav"
+    assert judge.permuted(ROWS[4], False) is None
+    assert judge.names_index(said)
+    same = row(1, kind="yesno", value="yes", answer="yes", question="Are both the same?")
+    assert not judge.names_index(same)
+    assert judge.flips(said, "audio 2", literal, "audio 2", literal=True) is False
+
+
+def test_shuffled_options_are_the_same_question():
+    choices = ["dog", "dog bark", "cat"]
+    asked = "What is heard?\n(A) dog\n(B) dog bark\n(C) cat"
+    gold = {"type": "choice", "value": "cat", "choices": choices}
+    one = {**row(0, kind="choice", value="cat", answer="cat"), "gold": gold, "choices": choices}
+    assert judge.options_shuffled({**one, "question": asked}) is None, "dog is named twice"
+    choices[1] = "barking"
+    moved = judge.options_shuffled({**one, "question": asked.replace("dog bark", "barking")})
+    lines = moved["question"].splitlines()
+    assert [line[4:] for line in lines[1:]] == moved["choices"] != choices
+    assert sorted(moved["choices"]) == sorted(choices)
+    assert [line[:4] for line in lines[1:]] == ["(A) ", "(B) ", "(C) "]
+    letter = "ABC"[moved["choices"].index("cat")]
+    assert judge.score(moved["gold"], letter) == 1
+    assert judge.options_shuffled(ROWS[0]) is None
+
+
+# ------------------------------------------------------------------------------------------------
+# Answers from a file.
+
+
+def test_answers_from_a_file(bench, tmp_path):
+    told = [{"id": "r0", "answer": "audio 1"}, {"id": "r1", "model_output": "audio 1"},
+            {"id": "r3", "answer_prediction": "perhaps"}, {"id": "r4", "note": "no answer"}]  # fmt: skip
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    done = run(
+        "--answers", tmp_path / "mine.jsonl", "--bench", bench / "bench.jsonl", "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "mine.jsonl.json").read_text())
+    assert [item["score"] for item in report["items"]] == [1, 0, None, None, None, None]
+    assert report["tasks"]["odd"]["missing"] == 2 and report["tasks"]["factual"]["unparsed"] == 1
+    again = run(
+        "--answers",
+        tmp_path / "mine.jsonl",
+        "--bench",
+        bench / "bench.jsonl",
+        "--out",
+        tmp_path,
+        "--text-only",
+    )
+    assert again.returncode == 2 and "--text-only" in again.stderr
+
+
+@pytest.mark.parametrize("line", ['{"id": "r0", "answer": 3}', '{"answer": "audio 1"}', '["r0"]',
+                                  '{"id": "r0", "answer": "x"}\n{"id": "r0", "answer": "y"}'])  # fmt: skip
+def test_answers_that_are_none(bench, tmp_path, line):
+    (tmp_path / "mine.jsonl").write_text(line + "\n")
+    done = run(
+        "--answers", tmp_path / "mine.jsonl", "--bench", bench / "bench.jsonl", "--out", tmp_path
+    )
+    assert done.returncode == 2 and "mine.jsonl: row" in done.stderr
+    assert done.stderr.count("\n") == 1 + done.stderr.count("warning:")
