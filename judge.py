@@ -1042,45 +1042,116 @@ def official_adiff(rows, said, judges, data) -> Official:
 
 
 # --- JASCO: what people do, which neither the sound nor the speech tells alone. What is asked, in
-# eight ways, and the judge's prompt are of the published form, and not in its words.
+# eight ways, and the judge's prompts are quoted, slips of the pen included, from its repository,
+# BenoitWang/What_Are_They_Doing, whose code is under Apache-2.0.
 
 JASCO_ASKED = [  # each with sound and speech in either order
-    "From {0} together with {1}, work out what exactly the people are doing.",
-    "Name {0}. Name {1}. From the two together, work out what exactly the people are doing.",
-    "Name {0}. Name {1}. From the two together, work out which exact situation they are in.",
-    "{2} {3} Guess from {0} together with {1} which activity they are engaged in.",
+    "Based on both {0} and {1}, infer what the speakers are doing specifically?",
+    "What is {0}? What is {1}? Based on both {0} and {1}, infer what the speakers are doing "
+    "specifically?",
+    "What is {0}? What is {1}? Based on both {0} and {1}, infer what specific scenario are the "
+    "speakers in?",
+    "{2} {3} Guess what activity the speakers are engaged in using both {0} and {1}.",
 ]
 JASCO_ORDERS = [
-    ("the sound", "the words that are said", "Which sound do you hear?", "What is said?"),
-    ("the words that are said", "the sound", "What is said?", "Which sound do you hear?"),
-]
-JASCO_COLUMNS = {  # of its csv -> their section in the judge's prompt
-    "audio": "Audio Sound", "speech": "Spoken Text",
-    "audio-only_answer": "Audio-Oriented Prediction",
-    "speech-only_answer": "Speech-Oriented Prediction", "correct_answer": "Reference",
-    "correct_answer_keyword": "Key Words",
-}  # fmt: skip
+    ("the audio sound", "the spoken text",
+     "What sound can you hear?", "What does the speaker say?"),
+    ("the spoken text", "the audio sound",
+     "What does the speaker say?", "What sound can you hear?"),
+]  # fmt: skip
+JASCO_COLUMNS = ("audio", "speech", "audio-only_answer", "speech-only_answer", "correct_answer",
+                 "correct_answer_keyword")  # fmt: skip
 JASCO_PROMPT = """\
-{sections}
+[Audio Sound]
+{audio}
 
-[Task 1] Rate what the model predicts that the people are doing. 0: it does not agree with the \
-reference, rests on the sound or the speech alone, is too general, or there is no prediction. \
-1: it follows from both and agrees with the reference by and large, but lacks key words. \
-2: it follows from both and says what the reference says, key words or their like included.
-[Task 2] Take the predicted action out of the model's prediction, without the sound and the words \
-that it repeats, and say what the action is strongly related to. Audio-Oriented: the sound. \
-Speech-Oriented: the spoken text. Both: both of them, but never a general word such as \
-"activity" or "something". Neither: no action is predicted.
+[Spoken Text]
+{speech}
 
-Reply in this form:
-Explanation1: (why this rating)
-Rating: (0, 1 or 2)
-Explanation2: (why this orientation)
-Orientation: Audio-Oriented/Speech-Oriented/Both/Neither"""
+[Question]
+{question}
+
+[Audio-Oriented Prediction]
+{audio-only_answer}
+
+[Speech-Oriented Prediction]
+{speech-only_answer}
+
+[Reference Answer]
+{correct_answer}
+
+[Reference Answer Key Words]
+{correct_answer_keyword}
+
+[Model Prediction]
+{prediction}
+
+[Task1]
+I am using a model to predict what the speakers are possibly doing based on both the audio sound \
+and the spoken text. I want you to help me rate a score for the model's prediction on the \
+speaker's action given a list of information [Audio Sound, Spoken Text, Question, Reference \
+Answer, Reference Answer Key Words, Model Prediction]
+Criteria: Assess if the model’s prediction of the speaker's action mirrors the speaker's action \
+in the reference answer in terms of content, logic, and relevance. Also assess if the model's \
+prediction contains the Reference Answer Key Words or similar meanings. Do not care about the \
+verb tense or other useless details in the model's response, focus only on the parts that \
+speaker's actions are mentionned and the keywords. Very important: if the response mentions only \
+the audio sound and the spoken text but not create a prediction of the speaker's specific action,\
+ rate it direcly 0, an exemple prediction like this can be 'The audio clip contains the sound of \
+[some sounds]. The speaker says [some spoken texts]''.
+Score0: The speaker's action predicted is completely misaligned, providing incorrect or \
+irrelevant information compared to the speaker's action in the reference or the inference from \
+audio sound and spoken text is not logical or based on only one modality (audio or speech), or \
+the reponse is too general such as 'talking to someone' or 'having conversation'
+Score1: The speaker's action predicted aligns with the speaker's action in the reference \
+generally but lacks detailed keywords, the predicted action is based on both audio sound and \
+spoken text and is logical enough but not the most possible.
+Score2: The speaker's action predicted is highly accurate, and matches the speaker's action in \
+the reference perfectly, capturing its essence and detailed keywords. The prediction is derived \
+from both audio sound and spoken text and is very logical and the most probable.
+
+[Task2]
+Evaluate if the model's prediction of the speaker's action is inferred from audio sound or from \
+spoken text or from both. You need to follow the below steps:
+1. The model's response may contain multiple information, an example is 'The audio clip contains \
+the sound of [detected audio sound] the speaker says [transcribed spoken text], this suggest that\
+ they are [predicted speaker's action]'. You need to first extract different components from the \
+model's response: Part1-audio sound detected(may not exist), Part2-spoken text transcribed (may \
+not exist), and Part3-speaker's action predicted(may not exist). If predicted speaker's action \
+does not exist, the result is directly 'Neither'.
+2. If Part3 exists, align it with Part1 and Part2. Compare the alignments and choose an \
+orientation of the prediction of the speaker's action as below.
+Audio-Oriented: The predicted speaker's action is explicitly and strongly related to the audio \
+sound.
+Speech-Oriented: The predicted speaker's action is explicitly and strongly related to the spoken \
+text or they have a significant overlap. 
+Good: The predicted speaker's action is explicitly and strongly related to both the audio sound \
+and the spoken text. Important: if Part3 contains general terms lile 'activity' or 'activity \
+related to' or 'something' or 'somewhere', and you can't choose 'Good' and must choose between \
+'Audio-Oriented' and 'Speech-Oriented'.
+Remember only to use the extracted predicted speaker's action for assessment make sure you see a \
+STRONG correlation when you make decisions.
+
+Your response should be formatted as follows:
+Explanation1: (Provide a concise explanation of your rating, comparing the reference answer with \
+the model’s response. 'The provided audio sound is [BBB], the provided spoken text is [CCC], the \
+reference answer is [XXX], the reference keywords are [KKK], while the model’s answer is [YYY]. I\
+ think ...')
+Rating: (int)
+Explanation2: (Provide a concise explanation of your choice among \
+Audio-Oriented/Speech-Oriented/Good/Neither, remember to focus on the texts you see and don't \
+imagine too much. 'The provided audio sound is [BBB] and the provided spoken text is [CCC]. The \
+detected audio sound in the model's reponse is [PPP]. The transcribed spoken text in the model's \
+reponse is [QQQ]. The predicted speaker's action in the model's reponse is [YYY], I think ...')
+Orientation: Audio-Oriented/Speech-Oriented/Good/Neither
+"""
 JASCO_AGAIN = """\
+[Model Explanation]
 {explanation}
 
-Does this come to Audio-Oriented, Speech-Oriented, Both or Neither? Reply with that alone."""
+The input model's explanation explicates how it makes the decision among \
+Audio-Oriented/Speech-Oriented/Good/Neither. Based on the explanation, guess what final choice \
+the model makes. The output format should be 'Audio-Oriented/Speech-Oriented/Good/Neither.'"""
 ORIENTATIONS = {"neither": "", "audio-oriented": "audio", "speech-oriented": "speech",
                 "good": "both", "both": "both"}  # fmt: skip
 
@@ -1097,10 +1168,8 @@ def jasco_rows(raw, number, file, clip) -> list[dict]:
 
 
 def jasco_prompt(row, answer) -> str:
-    sections = {title: row["meta"][column] for column, title in JASCO_COLUMNS.items()}
-    sections |= {"Question": row["question"], "Model Prediction": answer}
-    text = "\n\n".join(f"[{title}]\n{text}" for title, text in sections.items())
-    return JASCO_PROMPT.format(sections=text)
+    told = {column: row["meta"][column] for column in JASCO_COLUMNS}
+    return JASCO_PROMPT.format(**told, question=row["question"], prediction=answer)
 
 
 def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
@@ -1140,8 +1209,8 @@ def official_jasco(rows, said, judges, data) -> Official:
         notes += counted(gone, f"answers got no rating of {judge.name}, as good as 0")
     for name in ("best-mean", "audio", "speech", "both"):
         figures[name] = sum(figures[f"{judge.name}: {name}"] for judge in judges) / len(judges)
-    notes.append("questions and prompt of the published form, not in its words (published judges: "
-                 "Llama-3.1-70B, Qwen2.5-72B, Mistral-123B)")  # fmt: skip
+    notes.append("judged at temperature 0 and without a system message (published: 1.0, by "
+                 "Llama-3.1-70B, Qwen2.5-72B and Mistral-123B)")  # fmt: skip
     given = [[rating for rating in each if rating is not None] for each in zip(*ratings)]
     return Official([sum(each) / len(each) if each else None for each in given], figures, notes)
 
