@@ -858,7 +858,8 @@ def test_jasco_has_no_rating_of_a_neighbours(jasco):
     assert "15 answers got no rating of fake, as good as 0" in found.notes
     assert len(fake.asked) == 15
     assert "[Audio Sound]\nSiren {wailing}\n" in fake.asked[10]
-    assert f"[Question]\n{rows[0]['question']}\n\n[Model Prediction]\nfirst\n" in fake.asked[0]
+    assert f"[Question]\n{rows[0]['question']}\n\n[Audio-Oriented" in fake.asked[0]
+    assert "[Model Prediction]\nfirst\n\n[Task1]\n" in fake.asked[0]
     with pytest.raises(BadInput, match="official mode of jasco needs --llm"):
         official("jasco", rows, said, jasco)
 
@@ -1090,7 +1091,8 @@ def test_macro_means_of_table_4_are_not_what_it_prints(monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr(judge, "score", lambda gold, told: float(told) / 100)
     for name, (scores, printed, mean) in table.items():
-        base = {"id": "", "skill": "s", "question": "", "gold": {}, "answer": "0", "meta": {}}
+        base = {"id": "", "skill": "s", "question": "", "answer": "0", "meta": {},
+                "clips": ["a", "b"], "gold": {"type": "clip", "value": 1}}  # fmt: skip
         answered = [({**base, "task": f"t{i}"}, f"{value}") for i, value in enumerate(scores)]
         answered += answered[:7] * 3  # half of the tasks with more items: a mean over tasks
         items = [judge.judged(*pair) for pair in answered]
