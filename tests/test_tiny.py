@@ -4,6 +4,7 @@ one another through any stop, and that others read what comes of it.
 Everything runs on a toy world of some hundred clips, a few steps a phase: whether it learns well is
 for the bench to say, not for these tests."""
 
+import functools
 import json
 import math
 import os
@@ -87,7 +88,7 @@ def test_it_has_the_size_and_the_shape_that_were_promised(toy):
     total = sum(p.numel() for p in net.parameters())
     assert 5.0e6 < total < 5.5e6
     assert net.config.kind == "audioflamingo3" and net.layout == "polyaudio"
-    assert len(net.tokenizer) == net.config.decoder.vocab == 1024
+    assert len(net.tokenizer) == net.config.decoder.vocab <= train.VOCABULARY
     assert net.tokenizer.decode(net.stops) == "<|im_end|>" or net.stops
 
 
@@ -100,6 +101,23 @@ def test_transformers_loads_it_with_the_same_logits(toy):
     theirs = AudioFlamingo3ForConditionalGeneration.from_pretrained(toy / "base").eval()
     expected = oracle_logits("af3", theirs, ids, [wave])
     assert (found - expected).abs().max() < 1e-3
+
+
+def test_a_word_begins_as_the_same_word_behind_a_space_or_a_quote(toy):
+    net = PolyAudio.from_dir(toy / "base")
+    table, tokenizer = net.language_model.embed_tokens.weight, net.tokenizer
+    like = functools.partial(torch.cosine_similarity, dim=0)
+    found = 0
+    for word in ("park", "dog", "school", "bird", "house", "garden"):
+        bare, spaced = (tokenizer.encode(text) for text in (word, f" {word}"))
+        if len(bare) == len(spaced) == 1 and bare != spaced:
+            found += 1
+            assert like(table[bare[0]], table[spaced[0]]) > 0.4
+            other = tokenizer.encode(" audio")[0]
+            assert abs(like(table[bare[0]], table[other])) < 0.3
+    assert found >= 2
+    special = tokenizer.special["<sound>"]
+    assert train.kin(tokenizer)[special] == special, "a slot is no word"
 
 
 def test_some_heads_look_one_and_two_tokens_back(toy, monkeypatch):
