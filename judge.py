@@ -81,9 +81,11 @@ class Network:
 
     def __init__(self, args):
         self.net = load_net(args)
-        self.name = f"{Path(args.weights).resolve().name} {weights_hash(args.weights)[:16]}"
-        if args.adapter:
-            self.name += f" with {Path(args.adapter).name} {weights_hash(args.adapter)[:16]}"
+        given = {"weights": args.weights, "adapter": args.adapter}
+        self.hashes = {name: weights_hash(folder) for name, folder in given.items() if folder}
+        named = (f"{Path(given[name]).resolve().name} {found[:16]}"
+                 for name, found in self.hashes.items())  # fmt: skip
+        self.name = " with ".join(named)
         self.how = f"{self.net.device}, {kernels.chosen()} kernels, {self.net.dtype}"
 
     def answers(self, items):
@@ -106,7 +108,8 @@ class Written:
             fine = answer is None or isinstance(answer, str)
             expect(fine, f"{where}: answer", "a text", f"{answer!r:.80}")
             self.said[row["id"]] = answer
-        self.name = f"{Path(path).name} {hash_of(self.said)[:16]}"
+        self.hashes = {"answers": hash_of(self.said)}
+        self.name = f"{Path(path).name} {self.hashes['answers'][:16]}"
 
 
 class Server:
@@ -115,7 +118,7 @@ class Server:
 
     def __init__(self, url, model, args, journal):
         self.service = Service(url, model, journal, args.per_minute)
-        self.name, self.how = f"{model} at {masked(url)}", "a server"
+        self.name, self.how, self.hashes = f"{model} at {masked(url)}", "a server", {}
         self.threads = args.concurrency
         leave_at_once()
 
@@ -141,14 +144,20 @@ def parts(text, clips, indexed) -> list[dict]:
     found = []
     for i, piece in enumerate(re.split(MARKER, text)):
         if i % 2:
-            file = io.BytesIO()
-            soundfile.write(file, clips[int(piece) - 1], RATE, format="WAV")
-            sound = {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}
+            sound = {"data": wav_of(clips[int(piece) - 1]), "format": "wav"}
             found += [{"type": "text", "text": f"audio {piece}:"}] * indexed
             found.append({"type": "input_audio", "input_audio": sound})
         elif piece.strip():
             found.append({"type": "text", "text": piece})
     return found
+
+
+def wav_of(wave) -> str:
+    """Samples as a file in base64. They are rounded here: libsndfile would scale them by another
+    number than it does in reading, and what was 16 bits would come back as something else."""
+    file, whole = io.BytesIO(), np.clip(np.round(wave * 2.0**15), -(2**15), 2**15 - 1)
+    soundfile.write(file, whole.astype(np.int16), RATE, format="WAV")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 class Asking:
@@ -162,21 +171,39 @@ class Asking:
         if isinstance(self.who, Written):
             return [self.who.said.get(row["id"]) for row in rows]
         about = [self.about(row) for row in rows]
-        said = [known and known["content"] for known in map(self.journal.recall, about)]
-        todo = [(i, rows[i]) for i, answer in enumerate(said) if answer is None]
-        show = progress(label, len(rows), len(rows) - len(todo), unit="items", scale=1)
+        keys = [hash_of(each) for each in about]
+        kept = zip(keys, map(self.journal.recall, about))
+        said = {key: reply["content"] for key, reply in kept if reply}
+        places = {key: i for i, key in enumerate(keys) if key not in said}
+        show = progress(label, len(places), unit="items", scale=1)
+        todo = ((i, rows[i]) for i in places.values())
         for i, answer in self.who.answers(to_ask(todo, self.root)):
             if isinstance(answer, BadInput):
                 warn(f"{rows[i]['id']}: {answer}")
             else:
-                said[i] = self.journal.keep(about[i], content=answer)["content"]
+                said[keys[i]] = self.journal.keep(about[i], content=answer)["content"]
             show(1)
-        return said
+        return [said.get(key) for key in keys]
 
     def about(self, row) -> dict:
-        """All that an answer depends on."""
-        return {"model": self.who.name, "how": self.who.how, "most": NEW, "clips": row["clips"],
+        """All that an answer depends on; of a clip, its place and whether it has changed."""
+        stamps = [stamp(clip, self.root) for clip in row["clips"]]
+        return {"model": self.who.name, "how": self.who.how, "most": NEW, "clips": stamps,
                 "messages": conversation(row)[:-1], "layout": row.get("layout")}  # fmt: skip
+
+
+def asked_of(row) -> str:
+    """The question, or all that was said before the answer."""
+    *before, _ = conversation(row)
+    return "\n".join(message["content"] for message in before)
+
+
+def stamp(clip, root) -> list:
+    """A clip, and the size and date of its file or files."""
+    if isinstance(clip, dict) and "join" in clip:
+        return [clip["silence"], *(stamp(part, root) for part in clip["join"])]
+    file = Path(root, clip["path"] if isinstance(clip, dict) else clip).stat()
+    return [clip, file.st_size, file.st_mtime_ns]
 
 
 # What else a network can be asked, to find out what its answers lean on: each gives the answers to
@@ -225,16 +252,6 @@ def elect(gold, answers) -> str | None:
 def repr_of(value) -> str:
     """A parsed value as something to count by; sets have no order."""
     return repr(sorted(value)) if isinstance(value, (set, frozenset)) else repr(value)
-
-
-def ask_elsewhere(asking, rows, view):
-    """Each row in another form, see prepare.py."""
-    if view == "shuffle-audio":
-        heard = [row for row in rows if row["clips"]]
-        places = {row["id"]: i for i, row in enumerate(heard)}
-        other = [heard[(places.get(row["id"], i) + 1) % len(heard)] for i, row in enumerate(rows)]
-        return asking.ask([VIEWS[view](*pair) for pair in zip(rows, other)], f"judged, {view}")
-    return asking.ask([VIEWS[view](row) for row in rows], f"judged, {view}")
 
 
 def seed_of(row) -> int:
@@ -363,8 +380,8 @@ class Judge:
     """Says the same to the same prompt, whoever asks and whenever: sample 0 is its likeliest reply,
     each other sample one that chance drew from that seed. None: there was no whole reply."""
 
-    def __init__(self, name, journal):
-        self.name, self.journal = name, journal
+    def __init__(self, name, how, journal):
+        self.name, self.how, self.journal = name, how, journal
         self.heard = {}  # (prompt, sample, most) -> reply
 
     def say(self, prompt, sample=0, most=SHORT) -> str | None:
@@ -385,7 +402,7 @@ class ServedJudge(Judge):
     """A model behind an OpenAI-compatible server."""
 
     def __init__(self, url, model, journal, threads=8, per_minute=0):
-        super().__init__(model, journal)
+        super().__init__(model, masked(url), journal)
         self.service, self.threads = Service(url, model, journal, per_minute), threads
 
     def replies(self, prompts, sample, most):
@@ -410,9 +427,9 @@ class LocalJudge(Judge):
     is loaded when there is something new to ask."""
 
     def __init__(self, dir, args, journal):
-        super().__init__(f"{Path(dir).resolve().name} {weights_hash(dir)[:16]}", journal)
+        how = [str(find_device(args.device)), args.dtype]
+        super().__init__(f"{Path(dir).resolve().name} {weights_hash(dir)[:16]}", how, journal)
         self.flags = Namespace(**{**vars(args), "weights": dir, "adapter": None})
-        self.how = [str(find_device(args.device)), args.dtype]
 
     @cached_property
     def net(self):
@@ -450,8 +467,8 @@ def add_judge_flags(parser):
     # fmt: on
 
 
-def judges_of(args) -> list[Judge]:
-    """The language models that the flags name."""
+def check_judges(args) -> list[str]:
+    """The URLs among the language models that the flags name, if all is well with them."""
     urls = [llm for llm in args.llm if re.match(r"https?://[^/]", llm)]
     wanted = f"as many as --llm has URLs, {len(urls)}, no two alike"
     fine = len(set(args.model)) == len(args.model) == len(urls)
@@ -460,6 +477,12 @@ def judges_of(args) -> list[Judge]:
     expect(args.per_minute >= 0, "--per-minute", "0 or more", args.per_minute)
     for llm in args.llm:
         expect(llm in urls or Path(llm).is_dir(), "--llm", "a URL or a folder", repr(llm))
+    return urls
+
+
+def judges_of(args) -> list[Judge]:
+    """The language models that the flags name."""
+    urls = check_judges(args)
     if not args.llm:
         return []
     args.out.mkdir(parents=True, exist_ok=True)
@@ -477,9 +500,9 @@ def judges_of(args) -> list[Judge]:
 def mark_prompts(row, answer) -> list[str]:
     """The three texts as JSON that holds no "<": so none of them can end the data, and none can
     spell a special token of the model that reads it."""
-    question = re.sub(MARKER, r"(audio \1)", row["question"])
-    given = re.sub(THOUGHTS, " ", answer).strip()[-TAIL:]
-    told = {"question": question, "reference": row["answer"], "answer": given}
+    question = re.sub(MARKER, r"(audio \1)", asked_of(row))
+    given = spoken(answer).strip()[-TAIL:]
+    told = {"question": question, "reference": conversation(row)[-1]["content"], "answer": given}
     told = {name: clean(text, keep="\n") for name, text in told.items()}
     data = json.dumps(told, ensure_ascii=False, indent=1).replace("<", "\\u003c")
     return [prompt.format(data=data) for prompt in PROMPTS]
@@ -511,9 +534,14 @@ def mark_counts(marks) -> dict:
     return {"answers": len(marks), "read": each, "both": both}
 
 
+def spoken(reply) -> str:
+    """A reply without the thoughts in it."""
+    return re.sub(THOUGHTS, " ", reply or "")
+
+
 def bare(reply) -> str:
     """A reply without thoughts, fences, emphasis and quotes around it."""
-    text = re.sub(THOUGHTS, " ", (reply or "").rpartition("</think>")[2])
+    text = spoken((reply or "").rpartition("</think>")[2])
     return re.sub(r"^\s*```\w*\s|[*_`]", "", text).strip(" \n\r\t\"'")
 
 
@@ -909,7 +937,7 @@ def official_pro(rows, said, judges, data, part) -> Official:
         prompts = [pro_prompt(rows[i], told[i]) for i in opened]
         judge.fetch(prompts, 0, 512)
         for i, prompt in zip(opened, prompts):
-            scores[i], whole = overall(re.sub(THOUGHTS, " ", judge.say(prompt, 0, 512) or ""))
+            scores[i], whole = overall(spoken(judge.say(prompt, 0, 512)))
             unread += not whole
         notes.append(f"open answers by {judge.name} (published: Qwen2.5-7B-Instruct); its "
                      "prompt is of the published form, not in its words")  # fmt: skip
@@ -1172,17 +1200,26 @@ def jasco_prompt(row, answer) -> str:
     return JASCO_PROMPT.format(**told, question=row["question"], prediction=answer)
 
 
+def oriented(reply) -> list[str]:
+    return re.findall(rf"orientation:\W*({'|'.join(ORIENTATIONS)})", reply.lower())
+
+
+def jasco_again(reply) -> str | None:
+    """What is asked after a reply that names no orientation."""
+    told = reply.split("Explanation2: ")[-1]
+    return JASCO_AGAIN.format(explanation=told) if reply and not oriented(reply) else None
+
+
 def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
     """(rating, orientation: "audio", "speech", "both" or "" for neither). As published, the last
     line with a rating counts, a 0 anywhere in it is a 0, a reply without orientation is asked for
     it once more, and only "both" keeps its rating. Not as published, a reply without a rating has
     None: there, it has that of the reply before it."""
-    reply = re.sub(THOUGHTS, " ", judge.say(prompt, 0, 1000) or "")
+    reply = spoken(judge.say(prompt, 0, 1000))
     rated = [line for line in reply.split("\n") if "Rating: " in line]
     rating = next((int(digit) for digit in "012" if rated and digit in rated[-1]), None)
-    named = re.findall(rf"orientation:\W*({'|'.join(ORIENTATIONS)})", reply.lower())
-    if reply and not named:
-        again = JASCO_AGAIN.format(explanation=reply.split("Explanation2: ")[-1])
+    named = oriented(reply)
+    if again := jasco_again(reply):
         named = re.findall("|".join(ORIENTATIONS), (judge.say(again) or "").lower())
     orientation = next((ORIENTATIONS[way] for way in ORIENTATIONS if way in named), None)
     kept = rating if orientation == "both" or rating is None else 0
@@ -1197,6 +1234,8 @@ def official_jasco(rows, said, judges, data) -> Official:
     prompts = [answer if answer is None else jasco_prompt(row, answer) for row, answer in pairs]
     for judge in judges:
         judge.fetch(list(filter(None, prompts)), 0, 1000)
+        said = (spoken(judge.say(prompt, 0, 1000)) for prompt in prompts if prompt)
+        judge.fetch(list(filter(None, map(jasco_again, said))))
         replies = [jasco_reply(judge, prompt) if prompt else (None, None) for prompt in prompts]
         best, leaning = defaultdict(int), Counter(way for _, way in replies if way)
         for row, (rating, _) in zip(rows, replies):
@@ -1399,13 +1438,14 @@ DRAWS = 10_000
 ASIDE = {  # by type of gold, a second look at the same answers
     "order": "kendall", "count": "error", "span": "iou", "transcript": "wer", "text": "bleu-4",
 }  # fmt: skip
-MEANS = ("text-only", "permuted", "flips", "option-flips", "official")  # where they were asked for
+MEANS = ("text-only", "permuted", "flips", "option-flips")  # where they were asked for
+TASK_MEANS = (*MEANS, "official")  # over tasks a published rule has means of its own
 
 
 def judged(row, answer) -> dict:
     """One item of the report: its score is None where the answer was missing or unparsed."""
     names = ("id", "task", "skill", "clips", "question", "choices", "gold")
-    about = {name: row[name] for name in names if name in row}
+    about = {"question": asked_of(row)} | {name: row[name] for name in names if name in row}
     right = None if answer is None else score(row["gold"], answer)
     return {**about, "answer": answer, "score": right, **aside(row["gold"], answer)}
 
@@ -1497,7 +1537,7 @@ def summary(pairs) -> dict:
         "chance": sum(chance(row) for row in rows) / n,
         "majority": majority(rows),
     }
-    for name in MEANS:
+    for name in TASK_MEANS:
         known = [item[name] for item in items if item.get(name) is not None]
         if any(name in item for item in items):
             found[name] = sum(known) / len(known) if known else None
@@ -1522,21 +1562,21 @@ def second_looks(rows, items) -> dict:
 
 
 def marks_of(items) -> dict:
-    """Of each language model that marked: how many answers both its prompts could be read for, the
-    mean mark, and what that is as a share, (s - 1) / 4."""
+    """Of each language model that marked: how many of its replies could be read, the mean mark,
+    and what that is as a share, (s - 1) / 4."""
     found = {}
     for name in dict.fromkeys(name for item in items for name in item.get("marks") or {}):
-        marks = [(item.get("marks") or {}).get(name) for item in items]
+        marks = [item["marks"][name] for item in items]
         raw = [mark["raw"] for mark in marks if mark and mark["raw"] is not None]
         mean = sum(raw) / len(raw) if raw else None
         share = None if mean is None else (mean - 1) / 4
-        found[name] = {"n": len(raw), "raw": mean, "share": share}
+        found[name] = {**mark_counts(marks), "raw": mean, "share": share}
     return {"marks": found} if found else {}
 
 
 def majority(rows) -> float:
     """The mean score of the best answer that is the same for all: one of the commonest verdicts."""
-    verdicts = Counter(row["meta"].get("verdict", row["answer"]) for row in rows)
+    verdicts = Counter(row["meta"].get("verdict", conversation(row)[-1]["content"]) for row in rows)
     constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
     scores = (sum(score(row["gold"], told) or 0 for row in rows) for told in constants)
     return max(scores) / len(rows)
@@ -1546,7 +1586,7 @@ def table(report, by_n=False) -> list[str]:
     """The report as lines, one a task."""
     groups = {**report["tasks"], **report["single"]}
     groups |= {f"{n} clips": found for n, found in report["clips"].items()} if by_n else {}
-    means = [name for name in MEANS if any(name in found for found in groups.values())]
+    means = [name for name in TASK_MEANS if any(name in found for found in groups.values())]
     head = ("n", "missing", "unparsed", "score", "95 %", "chance", "majority", *means)
     lines = [f"{'':<16}" + "".join(f"{name:>13}" for name in head)]
     for task, found in groups.items():
@@ -1554,8 +1594,9 @@ def table(report, by_n=False) -> list[str]:
         between = f"{found['low']:.2f} - {found['high']:.2f}"
         shares = [digits(found.get(name)) for name in ("chance", "majority", *means)]
         beside = [f"{name} {found[name]:.3f}" for name in ASIDE.values() if name in found]
-        beside += [f"marks {digits(m['raw'])} of 5 by {name}"
-                   for name, m in found.get("marks", {}).items()]  # fmt: skip
+        for name, mark in found.get("marks", {}).items():
+            read = f"{mark['both']} of {mark['answers']} read"
+            beside.append(f"marks {digits(mark['raw']) or '-'} of 5 by {name}, {read}")
         cells = [*counts, digits(found["score"]), between, *shares]
         row = f"{task:<16}" + "".join(f"{cell:>13}" for cell in cells)
         lines.append("   ".join([row, *beside]))
@@ -1793,9 +1834,7 @@ def link_to(clip, root, folder, embed) -> str:
     """Where the page finds a clip: by a link relative to its folder, or in the page itself."""
     if embed:
         try:
-            sound = io.BytesIO()
-            soundfile.write(sound, load_clip(clip, root), RATE, "PCM_16", format="WAV")
-            return "data:audio/wav;base64," + base64.b64encode(sound.getvalue()).decode()
+            return f"data:audio/wav;base64,{wav_of(load_clip(clip, root))}"
         except BadInput as mistake:
             warn(f"not in the page: {mistake}")
     path, part = (clip["path"], clip) if isinstance(clip, dict) else (clip, {})
@@ -1877,6 +1916,16 @@ def drawn(title, groups, several) -> str:
     )
 
 
+def marked(found) -> dict:
+    """What a report found, its marks as columns; a judge's name in them where there are several."""
+    marks, columns = found.get("marks", {}), {}
+    for name, mark in marks.items():
+        columns |= {
+            what + f" by {name}" * (len(marks) > 1): mark[what] for what in ("raw", "share")
+        }
+    return {**found, **columns}
+
+
 def tables(reports, differences) -> str:
     """Every table of the page, and a sentence on each column that stands in one."""
     means = {key: [{"score": report[key]} for report in reports] for key in ("macro", "weighted")}
@@ -1886,7 +1935,8 @@ def tables(reports, differences) -> str:
     parts = [("all tasks", means)]
     for title, key in (("task", "tasks"), ("single-clip task", "single"), ("skill", "skills"),
                        ("clips", "clips")):  # fmt: skip
-        founds = [report.get(key, {}) for report in reports]
+        founds = [{name: marked(found) for name, found in report.get(key, {}).items()}
+                  for report in reports]  # fmt: skip
         names = dict.fromkeys(name for found in founds for name in found)
         parts.append((title, {name: [found.get(name, {}) for found in founds] for name in names}))
     text = "".join(drawn(title, part, len(reports) > 1) for title, part in parts if part)
@@ -2238,12 +2288,13 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     bad, bench = [], BENCHES.get(args.bench)
     if bench is None:
         expect(args.data is None, "--data", f"a published bench, {', '.join(BENCHES)}", args.bench)
-        rows = (row for row in read_rows(args.bench, bad.append) if "gold" in row)
-        root = Path(args.bench).parent
+        rows, root = read_rows(args.bench, bad.append), Path(args.bench).parent
     else:
         expect(args.data, f"--bench {args.bench}", f"--data DIR: {bench.layout}", "none")
         rows, root = bench.read(args.data, bad.append), Path(args.data)
     rows = list(rows)
+    bad += [f"{row['id']}: it has no gold" for row in rows if "gold" not in row]
+    rows = [row for row in rows if "gold" in row]
     for mistake in bad:
         warn(f"left out: {mistake}")
     expect(rows, args.data or args.bench, "rows with a gold", "none")
@@ -2253,31 +2304,21 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     return rows, root, bench, len(bad)
 
 
-def who_answers(args, journal):
-    given = [name for name in ("weights", "answers", "server") if getattr(args, name)]
-    wanted = "one of --weights, --answers and --server"
-    expect(len(given) == 1, "who answers", wanted, " and ".join(given) or "none")
+def who_answers(args, rows, journal):
     if args.weights:
         return Network(args)
     if args.answers:
-        for flag in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
-            expect(not getattr(args, flag), f"--{flag.replace('_', '-')}", "somebody to ask",
-                   "answers in a file")  # fmt: skip
-        return Written(args.answers)
-    fine = re.match(r"https?://[^/]", args.server)
-    expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))
-    expect(args.server_model, "--server-model", "the model's name, beside --server", "none")
+        written = Written(args.answers)
+        known = any(row["id"] in written.said for row in rows)
+        expect(known, f"--answers {args.answers}", f"ids like {rows[0]['id']!r}", "none of these")
+        return written
     return Server(args.server, args.server_model, args, journal)
 
 
-def asked_items(args, asking, rows) -> list[dict]:
-    """Each row's item, with every column that the flags ask for."""
-    if args.late_fusion:
-        said = ask_fused(asking, rows)
-    elif args.vote:
-        said = ask_voting(asking, rows, args.vote)
-    else:
-        said = asking.ask(rows if not args.view else in_view(rows, args.view), "judged")
+def asked_items(args, asking, rows, bench) -> list[dict]:
+    """Each row's item, with every column that the flags ask for. `bench` is all rows, of which
+    these may be a part."""
+    said = ask_as_told(args, asking, rows, bench, "judged")
     items = [judged(row, answer) for row, answer in zip(rows, said)]
     if args.text_only:
         deaf = asking.ask(in_view(rows, "text-only"), "without the clips")
@@ -2288,39 +2329,67 @@ def asked_items(args, asking, rows) -> list[dict]:
                "options": args.option_shuffle and options_shuffled}  # fmt: skip
     for name, change in changes.items():
         if change:
-            ask_changed(args, asking, rows, items, name, change, literal)
+            places = [(i, moved) for i, row in enumerate(rows) if (moved := change(row))]
+            again = ask_as_told(args, asking, [moved for _, moved in places], bench, name)
+            compare_changed(rows, items, name, zip(places, again), literal)
+    if args.mode == "official" and BENCHES[args.bench].needs == "loglik":
+        for item, matrix in zip(items, ask_likelihoods(asking, rows)):
+            item["loglik"] = matrix
     return items
 
 
-def in_view(rows, view) -> list[dict]:
-    """Each row in another form, see prepare.py."""
+def ask_as_told(args, asking, rows, bench, label) -> list[str | None]:
+    """In the way that the flags choose."""
+    if args.late_fusion:
+        return ask_fused(asking, rows)
+    if args.vote:
+        return ask_voting(asking, rows, args.vote)
+    return asking.ask(in_view(rows, args.view, bench) if args.view else rows, label)
+
+
+def ask_likelihoods(asking, rows):
+    """Of rows whose captions are to be matched: compa_scores, None where they cannot be had."""
+    found, show = [], progress("likelihoods", len(rows), unit="items", scale=1)
+    for row in rows:
+        about = {**asking.about(row), "captions": row["meta"]["captions"], "gold": row["gold"]}
+        kept = asking.journal.recall(about)
+        try:
+            kept = kept or asking.journal.keep(
+                about, content=compa_scores(asking.who.net, row, asking.root)
+            )
+        except BadInput as mistake:
+            warn(f"{row['id']}: {mistake}")
+        found.append(kept and kept["content"])
+        show(1)
+    return found
+
+
+def in_view(rows, view, bench=()) -> list[dict]:
+    """Each row in another form, see prepare.py. The strange clips of shuffle-audio are those of
+    the row that follows in the bench, whichever part of it is asked."""
     if view != "shuffle-audio":
         return [VIEWS[view](row) for row in rows]
-    heard = [row for row in rows if row["clips"]]
+    heard = [row for row in bench or rows if row["clips"]]
     places = {row["id"]: i for i, row in enumerate(heard)}
     others = [heard[(places.get(row["id"], 0) + 1) % len(heard)] for row in rows]
     return [VIEWS[view](row, other) for row, other in zip(rows, others)]
 
 
-def ask_changed(args, asking, rows, items, name, change, literal):
-    """Ask what `change` makes of each row: how it scores, and whether the answer is another."""
-    places = [(i, change(row)) for i, row in enumerate(rows)]
-    places = [(i, moved) for i, moved in places if moved]
-    changed = [moved for _, moved in places]
-    again = asking.ask(in_view(changed, args.view) if args.view else changed, name)
+def compare_changed(rows, items, name, asked, literal):
+    """Into each item: how the changed row scores, and whether its answer is another."""
     column = {"permuted": "flips", "options": "option-flips"}[name]
     for item in items:
         item[column] = None
         if name == "permuted":
             item["permuted"] = item["names_index"] = None
-    for (i, moved), answer in zip(places, again):
+    for (i, moved), answer in asked:
         items[i][column] = flips(rows[i], items[i]["answer"], moved, answer, literal)
         if name == "permuted":
             items[i]["permuted"] = answer and score(moved["gold"], answer) or 0.0
             items[i]["names_index"] = names_index(rows[i])
 
 
-def gathered(path, items, shard, shards, mark) -> list | None:
+def gathered(items, path, shard, shards, mark) -> list | None:
     """The items of all shards, for the shard that ends last; None for the others."""
     if shards == 1:
         return items
@@ -2337,44 +2406,51 @@ def run_bench(args):
     check_flags(args)
     shard, shards = which_shard(args.shard)
     rows, root, bench, refused = bench_rows(args)
-    official = check_mode(args, bench)
+    check_mode(args, bench, rows)
     name = args.name or Path(args.weights or args.answers or args.server_model).resolve().name
     expect(Path(name).name == name, "--name", "a name without folders", repr(name))
     args.out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(shard_file(args.out / f"{name}.asked.jsonl", shard, shards))) as journal:
-        who = who_answers(args, journal)
+        who = who_answers(args, rows, journal)
         print(clean(f"{who.name}: {who.how}"), file=sys.stderr)
+        settings, hashes = settings_of(args), {**hashes_of(rows), **who.hashes}
+        mark = hash_of([settings, who.name, hashes])[:8] + "-"
+        parts = [args.out / f"{name}.items.jsonl", shard, shards, mark]
+        shard_file(*parts).unlink(missing_ok=True)  # of a run before this one
         first, last = (len(rows) * k // shards for k in (shard, shard + 1))
-        asking = Asking(who, root, journal)
-        items = asked_items(args, asking, rows[first:last])
-        settings = settings_of(args)
-        mark = hash_of([settings, who.name, [row["id"] for row in rows]])[:8] + "-"
-        items = gathered(args.out / f"{name}.items.jsonl", items, shard, shards, mark)
+        items = asked_items(args, Asking(who, root, journal), rows[first:last], rows)
+        items = gathered(items, *parts)
     if items is None:
+        print("whichever shard ends last writes the report", file=sys.stderr)
         return
     judges = judges_of(args)
-    said = [item["answer"] for item in items]
-    for judge in judges if not official else ():
-        for item, found in zip(items, mark_all(judge, rows, said)):
-            item.setdefault("marks", {})[judge.name] = found
-    about = {"name": name, "who": who.name, "bench": args.bench, "root": str(root.resolve()),
-             "refused": refused, "settings": settings, "hashes": hashes_of(args, rows),
-             "versions": versions(), "judges": [judge.name for judge in judges]}  # fmt: skip
-    if official:
-        if bench.needs == "loglik":
-            expect(args.weights, f"--mode official of {args.bench}", "--weights", "none")
-            said = [compa_scores(who.net, row, root) for row in rows]
-        if args.embeddings:
-            judges.append(Embedder(args.embeddings, args.embeddings_model))
-        found = bench.official(rows, said, judges, root)
-        for item, value in zip(items, found.scores):
-            item["official"] = value
-        about["official"] = {"figures": found.figures, "notes": found.notes}
+    about = {"name": name, "who": who.name, "how": who.how, "bench": args.bench,
+             "root": str(root.resolve()), "refused": refused, "settings": settings,
+             "hashes": hashes, "versions": versions(),
+             "judges": {judge.name: judge.how for judge in judges}}  # fmt: skip
+    if args.mode == "official":
+        about["official"] = by_the_rule(args, bench, rows, items, judges)
+    else:
+        said = [item["answer"] for item in items]
+        for judge in judges:
+            for item, found in zip(items, mark_all(judge, rows, said)):
+                item.setdefault("marks", {})[judge.name] = found
     report = {**about, **tally(rows, items)}
     write_json(args.out / f"{name}.json", report)
     write_page(args.out / f"{name}.html", [report], args.embed)
     for line in (*table(report, args.by_n), *official_lines(report), *permuted_lines(items)):
         print(clean(line))
+
+
+def by_the_rule(args, bench, rows, items, judges) -> dict:
+    """What the published rule makes of the items: a score in each, and its own figures."""
+    if args.embeddings:
+        judges = [*judges, Embedder(args.embeddings, args.embeddings_model)]
+    what = "loglik" if bench.needs == "loglik" else "answer"
+    found = bench.official(rows, [item[what] for item in items], judges, Path(args.data))
+    for item, value in zip(items, found.scores):
+        item["official"] = value
+    return {"figures": found.figures, "notes": found.notes}
 
 
 def settings_of(args) -> dict:
@@ -2384,14 +2460,22 @@ def settings_of(args) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name)}
 
 
-def check_mode(args, bench) -> bool:
-    """Whether the published rule is asked for. It is refused where there is none."""
+def check_mode(args, bench, rows):
+    """The published rule is refused where there is none, and where it lacks what these rows need:
+    now, and not when all is asked."""
     if args.mode == "strict":
-        return False
+        return
     wanted = f"a published bench, {', '.join(BENCHES)}"
     expect(bench is not None, "--mode official", wanted, args.bench)
     expect(bench.official, "--mode official", "a bench with a published rule", args.bench)
-    return True
+    kinds = {row["gold"]["type"] for row in rows}
+    for need, given, flag, asked in (
+        ("llm", args.llm, "--llm, for open answers", "text" in kinds),
+        ("embeddings", args.embeddings, "--embeddings, for closed answers", "choice" in kinds),
+        ("loglik", args.weights, "--weights, for likelihoods", True),
+    ):
+        fine = given or not asked or need not in bench.needs
+        expect(fine, f"--mode official of {args.bench}", flag, "none")
 
 
 def versions() -> dict:
@@ -2400,10 +2484,11 @@ def versions() -> dict:
     return {"python": platform.python_version(), **packages, "code": git_hash()}
 
 
-def hashes_of(args, rows) -> dict:
+def hashes_of(rows) -> dict:
     """Of what was asked, and of the words in which a language model was."""
     asked = [[row["id"], conversation(row), row["clips"], row["gold"]] for row in rows]
-    return {"rows": hash_of(asked), "prompts": hash_of(PROMPTS)}
+    words = [PROMPTS, MAE_PROMPTS, MAE_ENDING, PRO_PROMPT, JASCO_PROMPT, JASCO_AGAIN]
+    return {"rows": hash_of(asked), "prompts": hash_of(words)}
 
 
 def official_lines(report) -> list[str]:
@@ -2466,6 +2551,9 @@ def add_bench_flags(parser):
 
 def check_flags(args):
     expect(args.bench, "--bench", "a file, or the name of a published bench", "none")
+    given = [name for name in ("weights", "answers", "server") if getattr(args, name)]
+    wanted = "one of --weights, --answers and --server"
+    expect(len(given) == 1, "who answers", wanted, " and ".join(given) or "none")
     for flag, number, least in (("--items", args.items, 1), ("--vote", args.vote, 2),
                                 ("--embed", args.embed, 0)):  # fmt: skip
         expect(number is None or number >= least, flag, f"{least} or more", number)
@@ -2474,6 +2562,16 @@ def check_flags(args):
     for name in ("weights", "answers"):
         path = getattr(args, name)
         expect(not path or Path(path).exists(), f"--{name}", "what is there", f"nothing at {path}")
+    for name in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
+        fine = not args.answers or not getattr(args, name)
+        expect(fine, f"--{name.replace('_', '-')}", "somebody to ask", "answers in a file")
+    if args.server:
+        fine = re.match(r"https?://[^/]", args.server)
+        expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))
+        expect(args.server_model, "--server-model", "the model's name, beside --server", "none")
+        fine = args.view != "no-boundary"
+        expect(fine, "--view no-boundary", "--weights: a server sets its own", "--server")
+    check_judges(args)
 
 
 def main():

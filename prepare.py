@@ -1157,7 +1157,8 @@ def view_as_text(example: dict) -> dict:
     """What each clip must be heard to say, written in its place: the logic without the sound."""
     evidence, count = example.get("meta", {}).get("evidence"), len(example["clips"])
     shape = [{"clip": int, "says": str}]
-    expect(evidence and fits(evidence, shape), "meta.evidence", shape_name(shape), evidence)
+    where = f"{example.get('id', 'row')}: meta.evidence"
+    expect(evidence and fits(evidence, shape), where, shape_name(shape), evidence)
 
     def say(marker):
         said = [known["says"] for known in evidence if known["clip"] == int(marker[1])]

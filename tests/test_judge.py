@@ -217,7 +217,8 @@ def test_an_interval_is_that_of_a_mean():
     spread = 1.96 * scores.std() / 400**0.5
     assert found["low"] == pytest.approx(scores.mean() - spread, abs=0.01)
     assert found["high"] == pytest.approx(scores.mean() + spread, abs=0.01)
-    assert judge.interval(judge.drawn_means(np.ones(5), np.random.default_rng(0))) == {"low": 1, "high": 1}
+    same = judge.drawn_means(np.ones(5), np.random.default_rng(0))
+    assert judge.interval(same) == {"low": 1, "high": 1}
 
 
 def test_groups_by_skill_and_by_number_of_clips():
@@ -375,7 +376,8 @@ def test_shuffled_options_are_the_same_question():
 
 def test_answers_from_a_file(bench, tmp_path):
     told = [{"id": "r0", "answer": "audio 1"}, {"id": "r1", "model_output": "audio 1"},
-            {"id": "r3", "answer_prediction": "perhaps"}, {"id": "r4", "note": "no answer"}]  # fmt: skip
+            {"id": "r3", "answer_prediction": "perhaps"},
+            {"id": "r4", "note": "no answer"}]  # fmt: skip
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
     done = run(
         "--answers", tmp_path / "mine.jsonl", "--bench", bench / "bench.jsonl", "--out", tmp_path
@@ -396,8 +398,11 @@ def test_answers_from_a_file(bench, tmp_path):
     assert again.returncode == 2 and "--text-only" in again.stderr
 
 
-@pytest.mark.parametrize("line", ['{"id": "r0", "answer": 3}', '{"answer": "audio 1"}', '["r0"]',
-                                  '{"id": "r0", "answer": "x"}\n{"id": "r0", "answer": "y"}'])  # fmt: skip
+NO_ANSWERS = ['{"id": "r0", "answer": 3}', '{"answer": "audio 1"}', '["r0"]',
+              '{"id": "r0", "answer": "x"}\n{"id": "r0", "answer": "y"}']  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_ANSWERS)
 def test_answers_that_are_none(bench, tmp_path, line):
     (tmp_path / "mine.jsonl").write_text(line + "\n")
     done = run(

@@ -679,12 +679,12 @@ def test_a_sheet_is_made_scored_and_read(tmp_path, capsys):
     assert "15 of 15" in agree("--make", "100", "--out", path)
     rows = list(csv.DictReader(io.StringIO(open(path, encoding="utf-8-sig").read())))
     assert [row["id"] for row in rows] == [f"[r{i}]" for i in range(5, 20)]
-    assert list(rows[0]) == list(judge.COLUMNS) and rows[0]["gold"] == "audio 1"
+    assert list(rows[0]) == list(judge.SHEET) and rows[0]["gold"] == "audio 1"
     assert all(row[f"score_{k}"] == "" for row in rows for k in (1, 2, 3))
     with pytest.raises(BadInput, match="found neither"):
         agree(path)
     with open(path, "w", newline="", encoding="cp1252") as file:  # as it leaves a German Excel
-        table = csv.DictWriter(file, judge.COLUMNS, delimiter=";")
+        table = csv.DictWriter(file, judge.SHEET, delimiter=";")
         table.writeheader()
         for row in rows[::-1]:
             k = int(row["id"][2:-1])
@@ -744,8 +744,8 @@ def test_fleiss_own_example():
     assert judge.fleiss_kappa(items) == pytest.approx(0.210, abs=5e-4)
     assert judge.fleiss_kappa([[True, True], [True, True]]) is None  # nothing but chance
     assert judge.fleiss_kappa([[True], [False]]) is None
-    assert judge.pairwise([[True, None], [None, True]]) is None
-    assert judge.pairwise([[1, 1, 0], [1, 0, None]]) == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert judge.by_pairs([[True, None], [None, True]]) is None
+    assert judge.by_pairs([[1, 1, 0], [1, 0, None]]) == pytest.approx((1 / 2 + 0 + 0) / 3)
 
 
 FORMULAS = [
@@ -771,7 +771,7 @@ def test_nothing_becomes_a_formula(text, tmp_path):
     items = [item]
     rows = [{**row, "score_1": "4"}]
     with open(tmp_path / "t.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, judge.COLUMNS)
+        table = csv.DictWriter(file, judge.SHEET)
         table.writeheader()
         table.writerows(rows)
     assert judge.read_sheet(tmp_path / "t.csv", items) == {0: [4.0, None, None]}
