@@ -915,7 +915,7 @@ def from_nothing(recipe, dir):
     torch.manual_seed(recipe.seed)
     net = PolyAudio(Config.from_dict(shape))
     net.dir, net.layout = Path(dir).resolve(), "polyaudio"
-    set_out(net, kin(tokenizer))
+    set_out(net, tokenizer)
     net.save(dir)
 
 
@@ -936,7 +936,7 @@ def said_in(row) -> list[str]:
 
 
 @torch.no_grad()
-def set_out(net, kin):
+def set_out(net, tokenizer):
     for name, p in net.named_parameters():
         last = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight"))
         if name.endswith("bias"):
@@ -945,16 +945,17 @@ def set_out(net, kin):
             nn.init.normal_(p, std=p.shape[1] ** -0.5 * (0.3 if last else 1))
     table = net.language_model.embed_tokens.weight
     own, shared = torch.randn(2, *table.shape)
-    table.copy_(0.5 * (0.6 * own + 0.8 * shared[kin]))
+    table.copy_(0.5 * (0.6 * own + 0.8 * shared[kin(tokenizer)]))
     net.lm_head.weight.copy_(0.1 * table)
     e = net.config.encoder  # where a frame stands, as Whisper says it
     rates = 10_000 ** (-torch.arange(e.width // 2) / (e.width // 2 - 1))
     angles = torch.arange(e.positions)[:, None] * rates
     net.audio_tower.embed_positions.weight.copy_(torch.cat([angles.sin(), angles.cos()], 1))
-    copy_from_the_start(net.language_model.layers, net.config.decoder)
+    colon = F.normalize(table[tokenizer.encode(":")[0]], dim=0)
+    copy_from_the_start(net.language_model.layers, net.config.decoder, colon)
 
 
-def copy_from_the_start(layers, config):
+def copy_from_the_start(layers, config, colon):
     width, size = config.width, config.head_size
     half, slow = size // 2, size // 2 - 5  # RoPE turns the first five planes of a head fast, and
     # the others hardly; those compare what stands far apart
@@ -981,6 +982,14 @@ def copy_from_the_start(layers, config):
         attention.q_proj.weight[at], attention.k_proj.weight[at] = 2 * query, 2 * key
         attention.v_proj.weight[at] = content[part]
         attention.o_proj.weight[:, at] = content[part].T
+    attention, at = layers[1].self_attn, slice(3 * size, 4 * size)  # the nearest colon: which clip
+    near, still = torch.zeros(2, size)  # is this about? What stands before the colon says it
+    near[3:5], still[10:half], still[half + 10 :] = 7.0, 1.0, 1.0
+    attention.q_proj.bias[at], attention.k_proj.bias[at] = near + still, near
+    attention.q_proj.weight[at] *= 0.1
+    attention.k_proj.weight[at] = 0.5 * still[:, None] * colon
+    attention.v_proj.weight[at] = one_back
+    attention.o_proj.weight[:, at] = noted[2 * size : 3 * size].T
 
 
 # ------------------------------------------------------------------------------------------------
