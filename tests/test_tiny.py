@@ -120,27 +120,46 @@ def test_a_word_begins_as_the_same_word_behind_a_space_or_a_quote(toy):
     assert train.kin(tokenizer)[special] == special, "a slot is no word"
 
 
-def test_some_heads_look_one_and_two_tokens_back(toy, monkeypatch):
-    """Before anything is learned: at least four fifths of their attention is there."""
+@pytest.fixture
+def looking(toy, monkeypatch):
+    """ids -> for each layer what each head looks at (H, T, T), before anything is learned."""
     net, seen = PolyAudio.from_dir(toy / "base"), []
-    layer = net.language_model.layers[0].self_attn
 
     def spy(q, k, v, cu_q, cu_k, causal):
         seen.append((q.float(), k.float()))
         return plain(q, k, v, cu_q, cu_k, causal)
 
+    def look(ids):
+        seen.clear()
+        with torch.no_grad():
+            net.logits(ids, [])
+        hidden = torch.ones(len(ids), len(ids)).triu(1).bool()
+        scores = (torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5 for q, k in seen)
+        return [each.masked_fill(hidden, -math.inf).softmax(-1) for each in scores]
+
     plain = model.attention
     monkeypatch.setattr(model, "attention", spy)
-    ids = net.tokenizer.encode("one red dog and two green lions are at the beach, said the driver")
-    with torch.no_grad():
-        net.logits(ids, [])
-    q, k = seen[0]
-    assert layer.q_proj.bias.abs().max() > 1
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -math.inf)
+    return look, net.tokenizer
+
+
+def test_some_heads_look_one_and_two_tokens_back(looking):
+    """At least four fifths of their attention is there."""
+    look, tokenizer = looking
+    text = "one red dog and two green lions are at the beach, said the driver"
+    first = look(tokenizer.encode(text))[0]
     for head, back in enumerate((1, 2)):
-        there = scores[head].softmax(-1).diagonal(-back)
-        assert there.mean() > 0.8, (head, back)
+        assert first[head].diagonal(-back).mean() > 0.8, (head, back)
+
+
+def test_one_head_looks_at_the_nearest_colon(looking):
+    look, tokenizer = looking
+    told = "dog bark, rain, a bell rings, then two more birds; "
+    ids = tokenizer.encode("".join(f"audio {i}: {told}" for i in range(1, 6)))
+    colons = [i for i, id in enumerate(ids) if id == tokenizer.encode(":")[0]]
+    assert len(colons) == 5
+    nearest = [max(c for c in colons if c <= t) for t in range(colons[0], len(ids))]
+    there = look(ids)[1][3][colons[0] :].gather(1, torch.tensor(nearest)[:, None])
+    assert there.mean() > 0.9
 
 
 def test_it_copies_before_it_has_learned(toy):
