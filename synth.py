@@ -2151,8 +2151,8 @@ def exactly(shelf, dice, n, fate) -> Draft:
 
 
 def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
-    """A word or a sound; clips, `there` of them with it and the rest without; what is heard in
-    each; and those with it."""
+    """A word or a sound; clips, `there` of them with it and the rest without; whether it is heard
+    in each; and those with it."""
     choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
     kind = pick(dice, [kind for kind, values in choices.items() if values] or [None])
     need(kind)
@@ -2162,9 +2162,11 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
     for _ in range(n - there):
         rows += shelf.draw(dice, decoy(shelf, dice, kind, thing), 1, lacking(kind, thing), rows)
     rows = shuffled(dice, rows)
-    tell = quote if kind == "word" else lambda row: listed(sounds_of(row))
-    said = f'the word "{thing}"' if kind == "word" else f"the sound of {thing}"
-    return said, rows, {i: tell(row) for i, row in enumerate(rows, 1)}, those
+    name = f'"{thing}"' if kind == "word" else thing
+    said = f"the word {name}" if kind == "word" else f"the sound of {name}"
+    with_it = {place_of(rows, row) for row in those}
+    says = {i: name if i in with_it else f"no {name}" for i in range(1, n + 1)}
+    return said, rows, says, those
 
 
 def lacking(kind, thing):
@@ -2231,7 +2233,8 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
     rows = shuffled(dice, rows + other)
     verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
-    return Draft(form, about, rows, {i: quote(row) for i, row in enumerate(rows, 1)}, verdict, gold)
+    says = {i: f'"{fact_of(row)[2]}"' for i, row in enumerate(rows, 1)}
+    return Draft(form, about, rows, says, verdict, gold)
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
@@ -2251,6 +2254,9 @@ def same_words(shelf, dice, n, fate) -> Draft:
     return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
 
 
+ELSE = "something else"
+
+
 def needle_fact(shelf, dice, n, fate) -> Draft:
     """One clip says something of this kind: which one, or what."""
     relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
@@ -2267,7 +2273,7 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
         rest += shelf.draw(dice, key, 1, other, rest)
     rows = shuffled(dice, [right, *rest])
     place = place_of(rows, right)
-    says = {i: quote(row) for i, row in enumerate(rows, 1)}
+    says = {i: quote(row) if i == place else ELSE for i, row in enumerate(rows, 1)}
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
     if fate[1] < 0.4:
         return Draft("needle, where", about, rows, says, audio(place), clip_gold(place))
