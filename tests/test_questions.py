@@ -158,9 +158,8 @@ def has(row, thing):
 
 
 def told_has(text, thing):
-    if match := re.fullmatch('the word "(.+)"', thing):
-        return match[1] in re.findall(r"[\w']+", quoted(text).lower())
-    return f", {thing.removeprefix('the sound of ')}," in f", {text},"
+    name = thing.removeprefix("the word ").removeprefix("the sound of ")
+    return {name: True, f"no {name}": False}[text]
 
 
 def count(row, label):
@@ -448,7 +447,7 @@ def stated(row, about, *_):
 
 
 def told_stated(text, about, *_):
-    return stated({"transcript": quoted(text)}, about)
+    return quoted(text)
 
 
 def mention(row, about, *_):
@@ -462,7 +461,7 @@ def mention(row, about, *_):
 
 
 def told_mention(text, about, *_):
-    return mention({"transcript": quoted(text)}, about)
+    return None if text == "something else" else mention({"transcript": quoted(text)}, about)
 
 
 def lone_place(values):
