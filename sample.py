@@ -4,24 +4,38 @@
     python sample.py --clips a.wav b.wav              # what is in each, and how do they differ?
     python sample.py --clips night/ --ask "Put <sound-3> into words." --json
     cat a.wav | python sample.py --clips - b.flac --ask "Same speaker in 1 and 2?" --vote 4
+    python sample.py --clips a.wav b.wav --ask "Which one barks?" --why   # which clip says so, when
+    python sample.py --weights weights/af3 --serve 8000   # OpenAI's API, clips in place in the text
+    python sample.py                                  # a few questions on the clips that come along
 
 Clips are files, folders, globs, or - for standard input; the text may say where one belongs with
 <sound-1>, <sound-2>, ...; without that they come first, in order. Without --ask, on a terminal, the
 first answer is followed by a chat: /clip PATH adds a clip, every turn sees all earlier ones. The
-answer goes to stdout, everything else to stderr.
+answer goes to stdout, everything else to stderr. Exit codes: 0, 2 for a mistake (one line says
+which), 130 after Ctrl-C.
 """
 
+import argparse
+import base64
+import contextlib
 import glob
 import io
 import itertools
 import json
 import math
 import os
+import queue
 import random
 import re
+import select
+import signal
+import socket
+import socketserver
 import sys
+import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 # Before torch: threads that wait for work must not burn a core that somebody else could use, yet
@@ -29,28 +43,47 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+import torch  # noqa: E402
+
 import kernels  # noqa: E402
-from model import Cache, PolyAudio, add_weight_flags, load_net  # noqa: E402
+from model import Cache, PolyAudio, add_weight_flags, load_net, numbers  # noqa: E402
 from prepare import (  # noqa: E402
+    HOP,
     MARKER,
+    OPENING,
     RATE,
+    ROLES,
     BadInput,
     Parser,
+    check_fits,
     clean,
     cli,
     expect,
     fail,
+    git_hash,
     load_audio,
     load_clip,
     note,
+    open_audio,
     remap_indices,
     view_concat,
     view_permute,
 )
 
+SLOT = 4 * HOP / RATE  # seconds of a slot: two convolutions' step, then neighbours in pairs
 TINY = Path(__file__).parent / "weights" / "tiny"
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
 DEFAULT_QUESTION = "What is in each clip, and how do they differ?"
+NO_WEIGHTS = (
+    "no weights come with this version; name a folder: --weights DIR (python train.py makes a small"
+    " one, python prepare.py weights nvidia/audio-flamingo-3-hf --out weights/af3 brings a large)"
+)
+CLIPS = Path(__file__).parent / "clips"
+DEMO = (  # what is asked about the clips that come along
+    ("dog storm piano", "In which recording do you hear the sound of dog bark?"),
+    ("anna ben", "Is it the same speaker in both recordings?"),
+    ("anna anna_noisy", "Which recording is the noisy one?"),
+)
 
 # ------------------------------------------------------------------------------------------------
 # Clips: what the command line means by them.
@@ -113,6 +146,7 @@ class Answer:
             print(clean(piece, keep="\n\t"), end="", flush=True)
 
     def make(self, ids, clips, args, cache=None) -> "Answer":
+        self.asked = ids, clips
         how = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
         self.net.generate(
             ids,
@@ -241,10 +275,492 @@ class Chat:
 
 
 # ------------------------------------------------------------------------------------------------
+# Why: what an answer rests on. Which clip would be missed is found by leaving each one out in turn,
+# and where in a clip it was heard by the gradient: neither tells the other.
+#
+# A clip is left out by taking its slots from the prompt, and nothing else. "(audio 2: [BOA][EOA])"
+# stays, so the others keep their names; and there is no silence in its place, which would be
+# something to hear. What is compared is the log-likelihood of what the answer concludes. An answer
+# that first tells what is in each clip rests on all of them for that, and its conclusion follows
+# from what was told; so without a clip the network tells anew what it hears, and then we see how
+# likely the same conclusion still is. The gradient is the whole answer's: what it tells of a clip
+# was heard there.
+
+CONCLUSION = rf"(?i)(?<=[.!?])\s+{OPENING}"  # "... So the answer is", with something before it
+WIDE = 48  # characters of the longest bar
+INKS = " .:-=+*#%@"
+
+
+def conclusion(net, ids) -> int:
+    """How many of an answer's ids come before its conclusion; 0 where it has none of its own."""
+    found = [match.start() for match in re.finditer(CONCLUSION, net.tokenizer.decode(ids))]
+    push, length = net.tokenizer.stream(), 0
+    for i, id in enumerate(ids if found else ()):
+        length += len(push(id))
+        if length > found[-1]:
+            return i
+    return 0
+
+
+def without(net, ids, clips, gone) -> tuple[list[int], list]:
+    """A prompt and its clips with one clip's slots taken out, wherever it stands."""
+    taken = iter([clip is gone for clip in clips for _ in range(net.n_slots(clip))])
+    kept = [id for id in ids if id != net.config.audio_token or not next(taken)]
+    return kept, [clip for clip in clips if clip is not gone]
+
+
+def contributions(net, ids, clips, said) -> list[float]:
+    """Gradient x input of each slot of the prompt: the derivative of the answer's log-likelihood by
+    the slot's size, so its sign says whether the slot speaks for the answer or against it."""
+    with torch.no_grad():
+        x = net.embed([[*ids, *said]], [clips])  # (T, D)
+    x.requires_grad_()
+    net.language_model.recompute = True  # for room: a long prompt would keep every layer's inside
+    with torch.enable_grad():
+        hidden = net.language_model(x, [len(x)])[len(ids) - 1 : -1]
+        loss = net.surprise(hidden, numbers(said, net.device)).sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+    net.language_model.recompute = False
+    each = -(gradient.float() * x.detach().float()).sum(1)
+    return [value for id, value in zip(ids, each.tolist()) if id == net.config.audio_token]
+
+
+def why(net, asked, waves, said, most) -> dict:
+    """What the answer `said` to the prompt `asked` rests on: its conclusion, and the clips in the
+    order of what it loses without each. slots: what each one adds, summed where a clip repeats."""
+    with torch.no_grad():
+        heard = net.listen(waves)
+    rows = {id(wave): row for wave, row in zip(waves, heard)}
+    ids, clips = asked[0], [rows[id(wave)] for wave in asked[1]]
+    start = conclusion(net, said)
+    last, found = said[start:], []
+    whole = net.loglik([*ids, *said[:start]], clips, last)
+    each = iter(contributions(net, ids, clips, said))
+    parts = [(clip, [next(each) for _ in range(net.n_slots(clip))]) for clip in clips]
+    for i, clip in enumerate(heard, 1):
+        told, (rest, others) = [], without(net, ids, clips, clip)
+        if start:
+            told = net.generate(rest, others, most, stop=net.ends)
+            told = told[: conclusion(net, told) or None]
+            told = [id for id in told if id not in net.ends]
+        drop = whole - net.loglik([*rest, *told], others, last)
+        slots = list(map(sum, zip(*(values for part, values in parts if part is clip))))
+        found.append({"clip": i, "drop": drop, "slots": slots})
+    found.sort(key=lambda clip: -clip["drop"])
+    return {"conclusion": net.tokenizer.decode(last).strip(), "clips": found}
+
+
+def show_why(net, found, paths):
+    """Bars: of each clip what the conclusion loses without it, and over its seconds how much the
+    answer hangs on them, for or against: neighbours of either sign would cancel. One scale of
+    time and one of ink for all clips. Nothing but ASCII and no colour, so any terminal shows it."""
+    clips = found["clips"]
+    top = max(max(clip["drop"] for clip in clips), 1e-9)
+    per = -(-max(len(clip["slots"]) for clip in clips) // WIDE)  # slots of a character
+    rows = [[sum(map(abs, clip["slots"][i : i + per])) for i in range(0, len(clip["slots"]), per)]
+            for clip in clips]  # fmt: skip
+    darkest = max(map(max, rows)) or 1
+    said = " ".join(found["conclusion"].split())
+    said = clean(said if len(said) < 60 else f"{said[:56]} ...")
+    print(f'\nHow much log-likelihood "{said}" loses without each clip,')
+    print("and which of its seconds the answer hangs on:")
+    for clip, row in zip(clips, rows):
+        bar = "#" * round(WIDE * max(clip["drop"], 0) / top)
+        name = clean(paths[clip["clip"] - 1])
+        print(f"clip {clip['clip']:<3}{bar:<{WIDE + 2}} {clip['drop']:8.2f}  {name}")
+        if net.config.resampler["kind"] != "perceiver":  # its slots have no place in time
+            ink = "".join(INKS[round((len(INKS) - 1) * value / darkest)] for value in row)
+            second = SLOT * per
+            most = row.index(max(row)) * second
+            length = len(clip["slots"]) * SLOT
+            told = f"{length:6.2f} s, most at {most:.2f}-{min(most + second, length):.2f}"
+            print(f"        |{ink}|{told}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Serving: OpenAI's chat completions, one answer at a time. A thread for each connection reads the
+# request, decodes its clips and lays out its prompt; the main thread generates; the text goes back
+# through a queue of the request's own. So whoever is slow to send or to read holds up nobody else.
+#
+# Any page in a browser on this machine can send requests here, and under a name of its own that it
+# makes point here it could read the replies. So Host must be the address that was called, and an
+# Origin must be the same. Nothing is fetched or opened for a client: a sound comes in the request.
+
+MOST = {"bytes": 1 << 25, "letters": 1 << 20, "clips": 64, "waiting": 8, "threads": 128}
+PATIENCE = {"request": 20, "queue": 60, "answer": 300, "write": 10}  # seconds
+PATHS = ("POST /v1/chat/completions", "GET /v1/models", "GET /health")
+MESSAGE, PEEK = ("role", "content"), socket.MSG_PEEK
+PART = "a text, or an input_audio with base64 data and a format"
+
+
+def number(least, most, kinds=(int, float)):
+    return lambda value: type(value) in kinds and least <= value <= most
+
+
+def listed(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+FIELDS = {  # of a request: in words, and the test
+    "model": ("a name", lambda v: isinstance(v, str)),
+    "messages": ("a list of some", lambda v: isinstance(v, list) and v),
+    "stream": ("true or false", lambda v: isinstance(v, bool)),
+    "stream_options": ("include_usage, true or false", lambda v: isinstance(v, dict)
+                       and all(k == "include_usage" and type(v[k]) is bool for k in v)),
+    "max_tokens": ("a whole number above 0", number(1, 1 << 20, (int,))),
+    "max_completion_tokens": ("a whole number above 0", number(1, 1 << 20, (int,))),
+    "temperature": ("0 to 2", number(0, 2)),
+    "top_p": ("above 0, at most 1", number(1e-6, 1)),
+    "seed": ("a whole number of 64 bits", number(-1 << 63, (1 << 63) - 1, (int,))),
+    "stop": ("up to four texts", lambda v: len(listed(v)) < 5
+             and all(isinstance(text, str) and text for text in listed(v))),
+    "user": ("a text", lambda v: isinstance(v, str)),  # whoever that is, the answer is the same
+}  # fmt: skip
+NEUTRAL = {  # what clients send although it changes nothing; any other value is refused
+    "n": ["1"], "logprobs": ["false"], "frequency_penalty": ["0", "0.0"], "tools": ["[]"],
+    "presence_penalty": ["0", "0.0"], "logit_bias": ["{}"], "modalities": ['["text"]'],
+    "response_format": ['{"type": "text"}'], "store": ["false"],
+}  # fmt: skip
+
+
+class Enough(Exception):
+    """A stop text has come, or nobody waits any more."""
+
+
+class Refusal(BadInput):
+    """One that has an HTTP status of its own; any other is a 400."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+def check_request(request):
+    expect(isinstance(request, dict), "body", "an object", f"{request!r:.40}")
+    for name in ("model", "messages"):
+        expect(name in request, name, FIELDS[name][0], "none")
+    for name, value in request.items():
+        known = f"fields of {', '.join([*FIELDS, *NEUTRAL])}"
+        expect(name in FIELDS or name in NEUTRAL, "body", known, f"{name!r:.40}")
+        if name in NEUTRAL:
+            fine = value is None or json.dumps(value) in NEUTRAL[name]
+            expect(fine, name, f"{NEUTRAL[name][0]}, or none", f"{value!r:.40}")
+        elif value is not None or name in ("model", "messages"):
+            expect(FIELDS[name][1](value), name, FIELDS[name][0], f"{value!r:.40}")
+    streams = request.get("stream") or not request.get("stream_options")
+    expect(streams, "stream_options", "these with stream only", "no stream")
+    both = request.get("max_tokens") and request.get("max_completion_tokens")
+    expect(not both, "max_tokens", "this or max_completion_tokens", "both")
+
+
+def read_messages(net, given) -> tuple[list[dict], list]:
+    """A client's messages as ours: its n-th sound is clip n, <sound-n> in the place of its part.
+    Sounds that all come before their message's text get a line each, like those of --clips."""
+    messages, clips = [], []
+    for i, message in enumerate(given):
+        where = f"messages[{i}]"
+        role, parts = (message.get(k) if isinstance(message, dict) else 0 for k in MESSAGE)
+        expect(role in ROLES, where, f"a role of {', '.join(ROLES)}", f"{role!r:.40}")
+        more = [key for key, value in message.items() if value and key not in MESSAGE]
+        expect(not more, where, "a role and a content", f"{more!r:.40}")
+        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+        fine = isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
+        expect(fine, f"{where}.content", "a text or a list of parts", f"{parts!r:.40}")
+        kinds, text = [str(part.get("type")) for part in parts], ""
+        line = "\n" if kinds == sorted(kinds) else ""  # input_audio is before text
+        for j, (kind, part) in enumerate(zip(kinds, parts)):
+            place, said = f"{where}.content[{j}]", part.get("text")
+            if kind == "input_audio":
+                fits = role == "user" and len(clips) < MOST["clips"]
+                expect(fits, place, f"up to {MOST['clips']} sounds, all of the user's", "more")
+                clips.append(read_sound(net, part.get("input_audio"), place))
+                said = f"<sound-{len(clips)}>{line}"
+            else:
+                expect(kind == "text" and isinstance(said, str), place, PART, f"{kind!r:.40}")
+                named = role == "user" and re.search(MARKER, said)
+                expect(not named, place, "sounds as parts, in their place", named and named[0])
+            text += said
+        messages.append({"role": role, "content": text})
+    letters = sum(len(message["content"]) for message in messages)
+    expect(letters <= MOST["letters"], "messages", f"up to {MOST['letters']} letters", letters)
+    expect(role == "user", "messages", "the user's as the last one", role)
+    return messages, clips
+
+
+def read_sound(net, sound, where):
+    """A clip from the base64 of a file's bytes."""
+    fine = isinstance(sound, dict) and set(sound) == {"data", "format"}
+    expect(fine and isinstance(sound["data"], str), where, PART, "another input_audio")
+    fine = f".{sound['format']}" in SOUNDS
+    expect(fine, f"{where}: format", f"one of {' '.join(SOUNDS)}", f"{sound['format']!r:.40}")
+    try:
+        file = io.BytesIO(base64.b64decode(sound["data"], validate=True))
+    except ValueError:
+        raise BadInput(f"{where}: data: expected base64, found something else") from None
+    file.name = where
+    with open_audio(file) as (_, opened):
+        seconds, most = opened.frames / opened.samplerate, net.config.max_seconds
+    expect(seconds <= most, where, f"up to {most} s of sound", f"{seconds:.1f} s")
+    file.seek(0)
+    return load_audio(file)
+
+
+class Reply(Answer):
+    """An answer to a client: the main thread makes it, the connection's takes its pieces."""
+
+    def __init__(self, net, request, args):
+        super().__init__(net, show=False)
+        asked = {name: value for name, value in request.items() if value is not None}
+        most = asked.get("max_completion_tokens", asked.get("max_tokens", args.max_new_tokens))
+        self.how = argparse.Namespace(max_new_tokens=most)
+        for name in ("temperature", "top_p", "seed"):
+            setattr(self.how, name, asked.get(name, getattr(args, name)))
+        self.stops = listed(asked.get("stop", []))
+        self.asked = ids, clips = net.prompt(*read_messages(net, asked["messages"]))
+        context = net.config.decoder.context
+        check_fits(len(ids), [net.n_slots(clip) for clip in clips], context, most)
+        self.pieces = queue.SimpleQueue()  # texts, then None, or a BadInput
+        self.begun, self.sent, self.finish, self.dropped = None, 0, "length", False
+
+    def take(self, id):
+        """As in every answer; without the spaces around it, and up to a stop text."""
+        super().take(id)
+        ends = [self.text.find(stop) for stop in self.stops if stop in self.text]
+        held = max(map(len, self.stops), default=1) - 1  # letters that may be the start of a stop
+        last = len(self.text) - (0 if id is None else held)
+        shown = self.text[: min(ends, default=max(last, 0))].strip()
+        if shown[self.sent :]:
+            self.pieces.put(shown[self.sent :])
+            self.sent = len(shown)
+        if ends or id in self.net.ends:
+            self.finish = "stop"
+        if ends or self.dropped:
+            raise Enough
+
+    def run(self):
+        """In the main thread. Whatever goes wrong with one request, the next is answered."""
+        self.begun, ending = time.monotonic(), None
+        try:
+            self.make(*self.asked, self.how)
+        except Enough:
+            pass
+        except Exception as error:  # most likely memory
+            fail(f"{type(error).__name__}: {error}")
+            ending = Refusal(500, f"the answer could not be made ({type(error).__name__})")
+        self.pieces.put(ending)
+
+    def follow(self, connection):
+        """Its pieces as they come, as long as that is not too long and the client is there. Who
+        has closed his half of the connection counts as gone: the two look the same."""
+        start = time.monotonic()
+        while True:
+            try:
+                piece = self.pieces.get(timeout=0.1)
+            except queue.Empty:
+                piece = ""
+            if piece is None:
+                return
+            if isinstance(piece, BadInput):
+                raise piece
+            what, since = ("answer", self.begun) if self.begun else ("queue", start)
+            if time.monotonic() - since > PATIENCE[what]:
+                raise Refusal(503, f"{what}: it took more than {PATIENCE[what]} s")
+            if select.select([connection], [], [], 0)[0] and not connection.recv(1, PEEK):
+                raise ConnectionResetError
+            if piece:
+                yield piece
+
+
+class Patient(io.RawIOBase):
+    """What a client sends, if all of it comes in time: a byte now and then could go on for ever."""
+
+    def __init__(self, connection):
+        self.connection, self.end = connection, time.monotonic() + PATIENCE["request"]
+
+    def readable(self):
+        return True
+
+    def readinto(self, room):
+        try:
+            self.connection.settimeout(max(self.end - time.monotonic(), 1e-3))
+            return self.connection.recv_into(room)
+        except TimeoutError:
+            raise Refusal(408, f"request: not here after {PATIENCE['request']} s") from None
+
+
+class Client(BaseHTTPRequestHandler):
+    """One connection, and one request."""
+
+    protocol_version, request_version, requestline, streaming = "HTTP/1.1", "HTTP/1.1", "", False
+
+    def setup(self):
+        super().setup()
+        self.rfile = io.BufferedReader(Patient(self.connection))
+
+    def handle(self):
+        try:
+            super().handle()
+        except OSError:  # he has left
+            raise
+        except BadInput as mistake:
+            self.refuse(getattr(mistake, "status", 400), str(mistake))
+        except Exception as error:  # a mistake of ours
+            fail(f"{type(error).__name__}: {error}")
+            self.refuse(500, f"the request could not be read ({type(error).__name__})")
+
+    def refuse(self, status, message):
+        """Then what he still sends is read to its end: closing on it would undo the reply."""
+        kind = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(status)
+        error = {"message": message, "type": kind or "invalid_request_error", "code": status}
+        self.send(status, {"error": {**error, "param": None}})
+        self.connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(Refusal):
+            while self.rfile.read1(1 << 16):
+                pass
+
+    def send(self, status, value):
+        """JSON as the whole reply, or as the next event of a stream, which 200 and None begins."""
+        data = value and json.dumps(value).encode()
+        if self.streaming:
+            self.wfile.write(b"data: %s\n\n" % data)
+            return
+        self.connection.settimeout(PATIENCE["write"])
+        self.send_response(status)
+        self.send_header("Connection", "close")
+        if status in (429, 503):
+            self.send_header("Retry-After", "2")
+        self.send_header("Content-Type", "application/json" if data else "text/event-stream")
+        self.end_headers()
+        self.streaming = data is None
+        self.wfile.write(data or b"")
+
+    def route(self) -> str:
+        hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
+        names = "|".join(re.escape(n) for n in ("localhost", self.connection.getsockname()[0]))
+        mine = len(hosts) == 1 and re.fullmatch(rf"({names})(:\d{{1,5}})?", hosts[0].lower())
+        if not mine or any(origin != f"http://{hosts[0]}" for origin in origins):
+            raise Refusal(403, "Host and Origin: expected this server's address, found another")
+        path = f"{self.command} {self.path.partition('?')[0]}"
+        if path not in PATHS:
+            raise Refusal(404, f"path: expected {' or '.join(PATHS)}, found {path:.80}")
+        return path
+
+    def do_GET(self):
+        name, served = self.server.name, {"object": "model", "owned_by": "polyaudio"}
+        if self.route() == "GET /health":
+            return self.send(200, {"status": "ok", "model": name})
+        served |= {"id": name, "created": self.server.since}
+        self.send(200, {"object": "list", "data": [served]})
+
+    def do_POST(self):
+        self.route()
+        request = self.read_request()
+        check_request(request)
+        if request["model"] != self.server.name:
+            raise Refusal(404, f"model: expected {self.server.name}, found {request['model']:.80}")
+        reply = Reply(self.server.net, request, self.server.args)
+        try:
+            self.server.waiting.put_nowait(reply)
+            self.answer(reply, request)
+        except queue.Full:
+            raise Refusal(429, f"queue: {MOST['waiting']} requests wait already") from None
+        finally:
+            reply.dropped = True
+
+    def read_request(self):
+        length = self.headers.get("Content-Length", "")
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,18}", length):
+            raise Refusal(411, "Content-Length: expected the size of the body, found none")
+        if int(length) > MOST["bytes"]:
+            raise Refusal(413, f"body: expected up to {MOST['bytes']} bytes, found {length}")
+        if self.headers.get_content_type() != "application/json":
+            raise Refusal(415, "Content-Type: expected application/json, found another")
+        data = self.rfile.read(int(length))
+        expect(len(data) == int(length), "body", f"{length} bytes", len(data))
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise BadInput("body: expected JSON, found something else") from None
+
+    def answer(self, reply, request):
+        about = {"id": f"chatcmpl-{os.urandom(12).hex()}", "created": int(time.time()),
+                 "model": self.server.name, "object": "chat.completion"}  # fmt: skip
+        pieces = reply.follow(self.connection)
+
+        def chosen(finish=None, **said):
+            return {**about, "choices": [{"index": 0, "finish_reason": finish, **said}]}
+
+        def usage():
+            used = {"prompt_tokens": len(reply.asked[0]), "completion_tokens": len(reply.ids)}
+            return {"usage": {**used, "total_tokens": sum(used.values())}}
+
+        if not request.get("stream"):
+            message = {"role": "assistant", "content": "".join(pieces)}
+            return self.send(200, {**chosen(reply.finish, message=message), **usage()})
+        about["object"] += ".chunk"
+        first = next(pieces, "")  # what is refused before it has a status of its own
+        self.send(200, None)
+        self.send(200, chosen(delta={"role": "assistant", "content": first}))
+        for piece in pieces:
+            self.send(200, chosen(delta={"content": piece}))
+        self.send(200, chosen(reply.finish, delta={}))
+        if (request.get("stream_options") or {}).get("include_usage"):
+            self.send(200, {**about, "choices": [], **usage()})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def send_error(self, code, message=None, explain=None):  # of what is no HTTP
+        self.refuse(int(code), message or "request: expected HTTP, found something else")
+
+    def log_message(self, form, *values):
+        note(form % values)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 64
+
+    def __init__(self, net, args):
+        super().__init__(args.serve, Client)
+        self.net, self.args, self.since = net, args, int(time.time())
+        self.name = Path(args.weights).resolve().name
+        self.waiting = queue.Queue(MOST["waiting"])
+
+    def verify_request(self, *_):
+        return threading.active_count() <= MOST["threads"]  # else the connection is closed
+
+    def handle_error(self, *_):  # of a connection: nobody is left to be told
+        pass
+
+    def work(self):
+        while reply := self.waiting.get():
+            if not reply.dropped:
+                reply.run()
+
+
+def serve(net, args):
+    """Until Ctrl-C or SIGTERM, which stop an answer half-way."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    net.repack()
+    net.tokenizer.encode("")  # so that no two threads make it
+    try:
+        server = Server(net, args)
+    except OSError as error:
+        raise BadInput(f"--serve: cannot listen there ({error.strerror or error})") from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print("{} on http://{}:{}/v1".format(server.name, *server.server_address), flush=True)
+    with server:
+        try:
+            server.work()
+        finally:
+            server.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------
 
 
 def parse(argv=None):
-    parser = Parser(prog="sample.py", description=__doc__.split("\n")[0])
+    head, _, rest = __doc__.partition("\n\n")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="sample.py", description=head, epilog=rest, formatter_class=plain)
     parser.add_argument(
         "--clips", nargs="+", default=[], metavar="CLIP", help="files, folders, globs, or -"
     )
@@ -257,6 +773,13 @@ def parse(argv=None):
     parser.add_argument(
         "--vote", type=int, metavar="K", help="for short answers: ask under K orders and vote"
     )
+    parser.add_argument(
+        "--why", action="store_true", help="which clip, and which seconds, the answer rests on"
+    )
+    parser.add_argument(
+        "--serve", metavar="PORT", help="answer over HTTP, on this machine; ADDRESS:PORT for others"
+    )
+    parser.add_argument("--version", action="store_true")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: always the likeliest token"
@@ -267,7 +790,25 @@ def parse(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     add_weight_flags(parser)
     args = parser.parse_args(argv)
-    if not args.clips and args.ask is None:
+    if args.version:
+        print(f"polyaudio {git_hash()}, torch {torch.__version__}")
+        sys.exit(0)
+    check_flags(parser, args)
+    if args.weights is None:
+        if not TINY.exists():
+            parser.error(NO_WEIGHTS)
+        args.weights = TINY
+    return args
+
+
+def check_flags(parser, args):
+    """Which of them go together, and in what limits; --serve becomes (address, port)."""
+    ways = [way for way in ("json", "concat", "vote", "why") if getattr(args, way)]
+    asked = args.clips or args.ask is not None
+    args.demo = not (asked or ways or args.serve is not None)
+    if args.serve is not None and (asked or ways):
+        parser.error("--serve: expected no clips and no question, they come from clients")
+    if ways and not asked:
         parser.error("expected --clips, or --ask for a question without sound")
     limits = {  # flag: the least and the most
         "vote": (1, 1000), "max_new_tokens": (1, 1 << 20), "temperature": (0, 100),
@@ -278,13 +819,28 @@ def parse(argv=None):
         if value is not None and not least <= value <= most:
             name = flag.replace("_", "-")
             parser.error(f"--{name}: expected {least} to {most}, found {value}")
-    if args.concat and not args.clips:
-        parser.error("--concat: expected --clips, found none")
-    if args.weights is None:
-        if not TINY.exists():
-            parser.error("no weights come with this version; name a folder of some: --weights DIR")
-        args.weights = TINY
-    return args
+    for way in ("concat", "why"):
+        if getattr(args, way) and not args.clips:
+            parser.error(f"--{way}: expected --clips, found none")
+    if args.why and (args.vote or args.concat):
+        parser.error("--why: expected neither --vote nor --concat beside it")
+    if args.serve is not None:
+        address = re.fullmatch(r"(?:([\w.-]+):)?(\d{1,5})", args.serve)
+        if not address or int(address[2]) > 65535:
+            parser.error(f"--serve: expected PORT or ADDRESS:PORT, found {args.serve}")
+        args.serve = address[1] or "127.0.0.1", int(address[2])
+
+
+def demo(net, args):
+    """What the clips that come along are for."""
+    for names, question in DEMO:
+        paths = [os.path.relpath(CLIPS / f"{name}.flac") for name in names.split()]
+        waves = [load_audio(path) for path in paths]
+        for i, (path, wave) in enumerate(zip(paths, waves), 1):
+            print(clean(f"clip {i}: {path}, {len(wave) / RATE:.2f} s"))
+        print(f"> {question}")
+        ask(net, question, waves, args, show=True)
+        print()
 
 
 def main():
@@ -299,20 +855,30 @@ def main():
     times["load"] = time.perf_counter() - start
     kind = str(net.dtype).removeprefix("torch.")
     note(f"{net.config.kind} on {net.device}, {kind}, kernels {kernels.chosen()}")
+    if args.serve:
+        return serve(net, args)
+    if args.demo:
+        return demo(net, args)
     question = DEFAULT_QUESTION if args.ask is None else args.ask
-    chat = args.ask is None and not (args.json or args.vote or args.concat or "-" in paths)
+    once = args.json or args.vote or args.concat or args.why or "-" in paths
+    chat = args.ask is None and not once
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
         if extra := net.repack():
             note(f"a second copy of the weights, {extra / 1e9:.1f} GB, laid out for decoding")
         return Chat(net, waves, args).run(question)
-    votes = {}
+    more = {}
     if args.vote:
         answer, found = vote(net, question, waves, args)
-        votes = {"votes": found}
+        more = {"votes": found}
         if not args.json:
             print(clean(answer.text, keep="\n\t"))
     else:
         answer = ask(net, question, waves, args, show=not args.json)
+    if args.why:
+        reasons = why(net, answer.asked, waves, answer.ids, args.max_new_tokens)
+        more = {"why": reasons}
+        if not args.json:
+            show_why(net, reasons, paths)
     if args.json:
         times |= {"prefill": answer.first - answer.start, "decode": answer.end - answer.first}
         if args.concat:
@@ -323,7 +889,7 @@ def main():
             for path, wave in zip(paths, waves)
         ]
         seconds = {name: round(times[name], 4) for name in ("load", "audio", "prefill", "decode")}
-        report = {"answer": answer.text.strip(), "clips": clips, "tokens": len(answer.ids), **votes}
+        report = {"answer": answer.text.strip(), "clips": clips, "tokens": len(answer.ids), **more}
         print(json.dumps({**report, "seconds": seconds}))
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -339,7 +340,7 @@ def test_bad_questions(run):
     for flag, value in (("--temperature", "nan"), ("--seed", "1" * 30), ("--top-p", "0")):
         check_refused(run("--clips", "a.wav", "--ask", "Which?", flag, value), flag)
     check_refused(run("--ask", " " * 200_000 + "x"), "100000 spaces")
-    check_refused(run(), "--clips")
+    check_refused(run("--json"), "--clips")
 
 
 def test_too_many_clips_for_the_context(run, home):
@@ -402,6 +403,58 @@ def test_weights_that_are_not_there(run, monkeypatch, tmp_path):
     check_refused(run("--ask", "What?", weights=tmp_path / "no"), "no such folder")
     monkeypatch.setattr(sample, "TINY", tmp_path / "none")
     check_refused(run("--ask", "What?", weights=None), "--weights DIR")
+
+
+# --- without arguments, and as a program
+
+
+def test_without_arguments_it_asks_about_the_clips_that_come_along(run, home):
+    code, out, err = run(weights=home / "weights")
+    assert (code, err) == (0, "")
+    net = PolyAudio.from_dir(home / "weights")
+    assert 2 <= len(sample.DEMO) <= 3
+    blocks = out.split("\n\nclip 1: ")
+    assert len(blocks) == len(sample.DEMO)
+    for block, (names, question) in zip(blocks, sample.DEMO):
+        waves = [prepare.load_audio(ROOT / "clips" / f"{name}.flac") for name in names.split()]
+        for name, wave in zip(names.split(), waves):
+            assert f"clips/{name}.flac, {len(wave) / 16000:.2f} s\n" in block
+        answer = prepare.clean(net.answer(question, waves, 8), keep="\n\t")
+        assert block.rstrip().endswith(f"> {question}\n{answer}".rstrip())
+
+
+def test_without_arguments_and_weights_it_says_how_to_get_some(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sample, "TINY", tmp_path / "none")
+    check_refused(run(weights=None), "--weights DIR", "train.py", "prepare.py weights")
+
+
+def test_version_and_help(capsys):
+    for flag, parts in (("--version", ("torch 2",)), ("--help", ("--why", "--serve", "<sound-1>"))):
+        with pytest.raises(SystemExit) as end:
+            sample.parse([flag])
+        out, err = capsys.readouterr()
+        assert (end.value.code, err) == (0, "") and all(part in out for part in parts)
+
+
+def start(home, *words, **how):
+    command = [sys.executable, str(ROOT / "sample.py"), "--weights", str(home / "weights")]
+    return subprocess.Popen(
+        [*command, *words],
+        cwd=home / "clips",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **how,
+    )
+
+
+@pytest.mark.parametrize("leave, code", [("Ctrl-C", 130), ("close", 141)])
+def test_ctrl_c_and_a_reader_who_leaves_end_it_quietly(home, leave, code):
+    words = ("--clips", "a.wav", "--ask", "Which?", "--max-new-tokens", "30000")
+    program = start(home, *words)
+    assert program.stdout.read(1)
+    program.send_signal(signal.SIGINT) if leave == "Ctrl-C" else program.stdout.close()
+    assert program.wait(60) == code
+    assert program.stderr.read() == b""
 
 
 def test_as_a_process_of_its_own(home):
