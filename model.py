@@ -63,6 +63,7 @@ from prepare import (
     check_fits,
     clip_order,
     expect,
+    fits,
     hash_of,
     log_mels,
     n_frames,
@@ -1313,8 +1314,14 @@ def check_adapter(adapter: dict, source):
     fine = all(type(rank) is int and rank > 0 for rank in ranks)
     expect(fine, f"{source}: r", "whole numbers above 0", ranks)
     others = [adapter.get("lora_alpha", 8), adapter.get("lora_dropout", 0), *patterns[1].values()]
-    fine = all(type(number) in (int, float) for number in others)
-    expect(fine, f"{source}: lora_alpha, lora_dropout", "numbers", others)
+    fine = all(fits(number, float) for number in others)
+    fine = fine and 0 <= adapter.get("lora_dropout", 0) < 1
+    expect(fine, f"{source}: lora_alpha, lora_dropout", "numbers, the latter below 1", others)
+    rows = adapter.get("trainable_token_indices") or []
+    rows = list(rows.values()) if isinstance(rows, dict) else [rows]
+    expect(
+        fits(rows, [[int]]), f"{source}: trainable_token_indices", "lists of ids", f"{rows!r:.60}"
+    )
     try:
         [re.compile(name) for pattern in patterns for name in pattern]
     except re.error as error:

@@ -242,6 +242,7 @@ def join_shards(path, shards, mark):
 RATE = 16_000  # samples a second, everywhere after load_audio
 MAX_CHANNELS = 32
 RATES = (1_000, 768_000)  # what a header may say; beyond that it is damaged
+EVEN = 100_000  # from here on rates end in 00: another one would take thousands of long filters
 READ_BLOCK = 1 << 22  # samples decoded at a time, so that 32 channels never lie in memory whole
 LEAD = 1 << 18  # frames decoded before a block of ogg or mp3, and dropped
 
@@ -265,15 +266,18 @@ def open_audio(path):
         name = getattr(path, "name", "a file object")
     else:
         check_file(path)
+        path = os.fsencode(path)  # a name need not be Unicode, which soundfile asks of a text
     try:
-        with soundfile.SoundFile(path) as file:
+        try:
+            opened = soundfile.SoundFile(path)
+        except TypeError as error:  # a .raw file: nothing says what its bytes mean
+            raise BadInput(f"{name}: cannot be decoded as audio ({error})") from None
+        with opened as file:
             check_header(name, file)
             yield name, file
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip().rstrip(".")
         raise BadInput(f"{name}: cannot be decoded as audio ({reason})") from None
-    except TypeError as error:  # a .raw file: nothing says what its bytes mean
-        raise BadInput(f"{name}: cannot be decoded as audio ({error})") from None
 
 
 def check_file(path, what="an audio file"):
@@ -292,10 +296,9 @@ def check_file(path, what="an audio file"):
 def check_header(name, file):
     if file.channels > MAX_CHANNELS:
         raise BadInput(f"{name}: channels: expected at most {MAX_CHANNELS}, found {file.channels}")
-    if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise BadInput(
-            f"{name}: sample rate: expected {RATES[0]} to {RATES[1]} Hz, found {file.samplerate}"
-        )
+    rate, usual = file.samplerate, f"{RATES[0]} to {RATES[1]} Hz, from {EVEN} on whole hundreds"
+    fine = RATES[0] <= rate <= RATES[1] and (rate < EVEN or rate % 100 == 0)
+    expect(fine, f"{name}: sample rate", usual, rate)
     if file.frames == 0:
         raise BadInput(f"{name}: holds no samples")
     promised, held = promised_bytes(file)
@@ -1650,7 +1653,7 @@ def find_count(text: str):
     count = rf"(?:~ *)?{NUMBER}(?:\s+[\w~]+)?"
     if total := re.search(rf"{count}\s+(?:in total|in all|altogether|overall)\b", text):
         text = total.group()
-    found = sorted(set(map(int, re.findall(NUMBER, text))))
+    found = sorted({int(number[:15]) for number in re.findall(NUMBER, text)})  # some never end
     rest = re.sub(rf"{NUMBER}(?:\s+[a-z]\w+)?", " ", text)
     return (UNSURE if "~" in text else found), rest
 
@@ -1662,7 +1665,7 @@ def find_span(text: str, named: bool):
     text = re.sub(r"#\d+", " ", text)
     time = r"(?<![\w.:])(?:(\d+):)?(\d+(?:\.\d+)?)(?![.:]?\d)\s*(ms\b)?"
     times = [
-        (int(minutes or 0) * 60 + float(seconds)) / (1000 if ms else 1)
+        (float(minutes or 0) * 60 + float(seconds)) / (1000 if ms else 1)
         for minutes, seconds, ms in re.findall(time, text)
     ]
     fine = len(times) == 2 and times[0] < times[1] and named <= len(clips) <= 1
@@ -1772,7 +1775,7 @@ def parse(gold: dict, answer: str):
     kind, value = gold["type"], gold["value"]
     if kind == "transcript":
         return words(said(answer)) or None
-    answer = answer[-TAIL:]
+    answer = unicodedata.normalize("NFKC", answer[-TAIL:])[-TAIL:]  # one letter may become 18
     if kind == "choice":
         ways = gold["choices"]
         same = [c for c in ways if plain(c).strip(" .") == plain(answer).strip(" .")]
@@ -2042,6 +2045,7 @@ def as_example(row: dict, name: str, root) -> dict:
         check_clip(clip, f"clips[{i}]", root)
     check_prompt(conversation(row), [], "native")
     place_clips(conversation(row), len(row["clips"]))
+    check_fields({f"meta.{k}": v for k, v in row["meta"].items()}, {}, {"meta.verdict": str})
     if "gold" not in row:
         return row
     gold = dict(row["gold"])
@@ -2452,9 +2456,14 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                self.note(json.loads(line), end, len(line), self.old)
-            except (ValueError, LookupError, TypeError):
-                raise BadInput(f"{self.path}: byte {end}: expected a reply") from None
+                record = json.loads(line)
+                fine = fits(record, {"key": str, "model": str, "usage": (int, int)})
+                fine = fine and isinstance(record.get("refused", record.get("content")), str)
+            except (ValueError, RecursionError):
+                fine = False
+            if not fine:
+                raise BadInput(f"{self.path}: byte {end}: expected a reply")
+            self.note(record, end, len(line), self.old)
             end += len(line)
         self.file.truncate(end)
 
@@ -3366,7 +3375,7 @@ def members(archive, folder=None):
     try:
         for name, plain, size, extract in listed(archive):
             where, path = f"{archive}: {name}", str(PurePosixPath(name))  # "./a/" is "a"
-            inside = path == "." or stays_inside(path)
+            inside = name and (path == "." or stays_inside(path))
             expect(inside, where, "a path inside of the archive", "one that leads out of it")
             expect(plain, where, "a file or a folder", "a link or a device")
             total += max(size, 512)  # an empty file takes its place too

@@ -4440,12 +4440,13 @@ def write_questions(path, settings, workers, writer=None, engine=FORMANT):
     if missing := [task for task in settings["tasks"] if task not in plan]:
         warn(f"{path.name}: what is known of these clips feeds no {', '.join(missing)}")
     part = Path(f"{path}.{fingerprint(settings)}.part")
+    file = open_alone(part)
     counts, start = resume(part, settings["first"])
     total, done = settings["last"] - settings["first"], start - settings["first"]
     show = progress(path.name, total, done, unit="items", scale=1)
     step = 1 if writer else CHUNK
     starts = range(start, settings["last"], step)
-    with worker_map(1 if writer else workers) as spread, open(part, "ab") as file:
+    with file, worker_map(1 if writer else workers) as spread:
         job = partial(make_chunk, settings, out, engine)
         made_lines = writer.spread(starts) if writer else spread(job, starts)
         for number, lines in zip(starts, made_lines):
@@ -4453,7 +4454,7 @@ def write_questions(path, settings, workers, writer=None, engine=FORMANT):
             file.flush()
             counts.update(json.loads(line)["task"] for line in lines)
             show(min(step, settings["last"] - number))
-    part.replace(path)
+        part.replace(path)  # before another run may have it
     each = ", ".join(f"{task} {counts[task]}" for task in settings["tasks"] if counts[task])
     failed = total - counts.total()
     rate = (total - done) / (time.monotonic() - begun_at)
@@ -4461,6 +4462,22 @@ def write_questions(path, settings, workers, writer=None, engine=FORMANT):
     print(clean(f"{path}: {counts.total()} items ({each}){told}; {rate:.0f} a second"))
     if writer:
         writer.report()
+
+
+def open_alone(part):
+    """The file to append to, for this run alone: two would write everything twice. Workers of one
+    that was killed hold it for the moment that they outlive it."""
+    end = time.monotonic() + 2
+    while True:
+        file = open(part, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file  # and not what another run has just finished
+        except BlockingIOError:
+            expect(time.monotonic() < end, part, "one run at a time", "another")
+        file.close()
+        time.sleep(0.05)
 
 
 def fingerprint(settings) -> str:

@@ -20,6 +20,7 @@ ranks; a model from nothing; checkpoints; one step; the loop; the phases, one af
 the ablations; what a run would take; one plain checkpoint.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -32,6 +33,7 @@ import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -1601,6 +1603,20 @@ def check_recipe(recipe):
             open_rows(path).close()
 
 
+@contextmanager
+def alone(out):
+    """Two runs in one folder would write over each other. The lock ends with the process."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BadInput(f"{out}: expected one run at a time, found another") from None
+    finally:
+        os.close(folder)
+
+
 def differs(name, recipe) -> str:
     """The recipe by its name, and what is not as it says."""
     own = asdict(RECIPES[name])
@@ -1663,16 +1679,17 @@ def main():
         signal.signal(number, STOPPED)
     if ranks.rank == 0:
         print(clean(differs(args.recipe, recipe)), file=sys.stderr)
-    if recipe.base:
-        frozen_half = is_half(recipe, device) and recipe.lora  # what is trained stays in float32
-        dtype = torch.bfloat16 if frozen_half else torch.float32
-        train(PolyAudio.from_dir(recipe.base, device, dtype), recipe, ranks, args.resume)
-    else:
-        if args.from_phase and ranks.rank == 0:
-            begin_again(recipe, args.from_phase)
-        ranks.gather("forgotten")
-        run = run_ablations if args.ablate else run_phases
-        run(recipe, given_fields(args), device, ranks)
+    with alone(recipe.out) if ranks.rank == 0 else nullcontext():
+        if recipe.base:
+            frozen_half = is_half(recipe, device) and recipe.lora  # what is trained stays float32
+            dtype = torch.bfloat16 if frozen_half else torch.float32
+            train(PolyAudio.from_dir(recipe.base, device, dtype), recipe, ranks, args.resume)
+        else:
+            if args.from_phase and ranks.rank == 0:
+                begin_again(recipe, args.from_phase)
+            ranks.gather("forgotten")
+            run = run_ablations if args.ablate else run_phases
+            run(recipe, given_fields(args), device, ranks)
     if ranks.count > 1:
         dist.destroy_process_group()
 

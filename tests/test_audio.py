@@ -326,6 +326,11 @@ def rate_999(folder):
     return write(folder / "slow.wav", noise(1000), 999)
 
 
+def rate_that_nobody_has(folder):
+    """16000 filters of 6000 samples each would be made for it, a gigabyte."""
+    return write(folder / "odd.wav", np.zeros(1000), 767_999)
+
+
 def rate_of_a_damaged_header(folder):
     return write(folder / "fast.wav", noise(1000), 2**31 - 1)
 
@@ -350,6 +355,7 @@ def rate_of_a_damaged_header(folder):
     (channels_33, "channels: expected at most 32, found 33"),
     (rate_999, "sample rate"),
     (rate_of_a_damaged_header, "sample rate"),
+    (rate_that_nobody_has, "sample rate"),
 ])  # fmt: skip
 def test_what_is_no_sound_is_refused_in_one_line(tmp_path, make, words):
     assert words in refusal(make(tmp_path))

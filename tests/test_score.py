@@ -653,3 +653,14 @@ def test_a_transcript_is_right_word_by_word():
 def test_an_ordinal_alone_names_a_clip(answer):
     assert score({"type": "clip", "value": [2]}, answer) == 1.0
     assert score({"type": "clip", "value": [1]}, answer) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["9" * 400, "9" * 4000, "\u2473" * 4000, "9" * 400 + ":1 to 2"])
+@pytest.mark.parametrize("kind", ["count", "clip", "order", "span"])
+def test_a_number_that_never_ends_is_a_wrong_one(kind, answer):
+    """Of some letters one is a number of two digits, and Python reads no more than 4300."""
+    value = {"count": 3, "clip": 2, "order": [2, 1], "span": {"on": 0.5, "off": 1.0}}[kind]
+    gold = {"type": kind, "value": value}
+    found = parse(gold, answer)
+    assert not score(gold, answer)
+    assert kind != "count" or found is None or math.isfinite(abs(found - 3) / 2)
