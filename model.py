@@ -198,9 +198,10 @@ def read_fields(table: dict, section: dict, source) -> SimpleNamespace:
     for field, (default, *names) in table.items():
         name = next((name for name in names if section.get(name) is not None), None)
         found[field] = default if name is None else section[name]
-        kinds = (int, float) if field in ("eps", "theta") else (int,)
-        fine = name is None or (type(found[field]) in kinds and found[field] > 0)
-        expect(fine, f"{source}: {name}", "a number above 0", repr(found[field]))
+        kind, most = (float, 1e15) if field in ("eps", "theta") else (int, 1 << 24)
+        most = 1 << 10 if field == "layers" else most
+        fine = name is None or (fits(found[field], kind) and 0 < found[field] <= most)
+        expect(fine, f"{source}: {name}", f"a number above 0, {most} at most", repr(found[field]))
     even = found["width"] % found["heads"] == 0 or found.get("head_size")
     expect(even, f"{source}: heads", f"divisors of the width {found['width']}", found["heads"])
     return SimpleNamespace(**found)

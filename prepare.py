@@ -1261,7 +1261,7 @@ def reordered(example: dict) -> dict:
     """Its clips, two at least, in another order that its id draws, kept as `order`."""
     clips = list(range(1, len(example["clips"]) + 1))
     expect(len(clips) > 1, f"{example['id']}: clips", "two to put in another order", len(clips))
-    order, dice = clips[:], random.Random(example["id"])
+    order, dice = clips[:], random.Random(example["id"].encode("utf-8", "surrogatepass"))
     while order == clips:
         dice.shuffle(order)
     return view_permute({**example, "order": order}, order)
@@ -1940,12 +1940,20 @@ def disk_table(columns: str):
     return table
 
 
+def is_flat(value, levels=50) -> bool:
+    """Whether whoever walks through it can come back from its depths."""
+    inner = value.values() if isinstance(value, dict) else value
+    inner = (part for part in inner if isinstance(part, (dict, list)))
+    return levels > 0 and all(is_flat(part, levels - 1) for part in inner)
+
+
 def checked(path, refuse, check):
     seen = disk_table("id blob primary key")
     for number, row in read_values(path, refuse):
         where = f"{path}: row {number}"
         try:
             expect(isinstance(row, dict), "row", "an object", f"{row!r:.80}")
+            expect(is_flat(row), "row", "at most 50 levels of lists and objects", "more")
             where += f" ({row['id']})" if isinstance(row.get("id"), str) else ""
             row = check(row, f"{Path(path).stem}-{number}")
             id = row["id"].encode("utf-8", "surrogatepass")  # JSON can hold half a character
@@ -2043,6 +2051,8 @@ def as_example(row: dict, name: str, root) -> dict:
     check_fields(row, ROW if foreign or "messages" in row else {**ROW, **ASKED}, ROW_KNOWN)
     for i, clip in enumerate(row["clips"]):
         check_clip(clip, f"clips[{i}]", root)
+    turns = row.get("messages", [])
+    expect(isinstance(turns, list), "messages", "a list of turns", f"{turns!r:.80}")
     check_prompt(conversation(row), [], "native")
     place_clips(conversation(row), len(row["clips"]))
     check_fields({f"meta.{k}": v for k, v in row["meta"].items()}, {}, {"meta.verdict": str})
