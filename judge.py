@@ -255,7 +255,7 @@ def repr_of(value) -> str:
 
 
 def seed_of(row) -> int:
-    return int(hashlib.sha256(row["id"].encode()).hexdigest()[:8], 16)
+    return int(hashlib.sha256(row["id"].encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)
 
 
 # Two tests of whether an answer hangs on what it should not: the order of the clips, and that of
@@ -291,7 +291,10 @@ def options_shuffled(row):
     apart = all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
     if len(spans) < len(choices) or not apart:
         return None
-    order, dice = list(range(len(choices))), random.Random(row["id"])
+    order, dice = (
+        list(range(len(choices))),
+        random.Random(row["id"].encode("utf-8", "surrogatepass")),
+    )
     while order == sorted(order):
         dice.shuffle(order)
     new, text = dict(zip(choices, (choices[i] for i in order))), row["question"]
@@ -1931,7 +1934,7 @@ def tables(reports, differences) -> str:
     means = {key: [{"score": report[key]} for report in reports] for key in ("macro", "weighted")}
     for found, report in zip(means["macro"], reports):
         names = (*COLUMNS, "low", "high")
-        found |= {name: report[name] for name in names if isinstance(report.get(name), float)}
+        found |= {name: report[name] for name in names if fits(report.get(name), float)}
     parts = [("all tasks", means)]
     for title, key in (("task", "tasks"), ("single-clip task", "single"), ("skill", "skills"),
                        ("clips", "clips")):  # fmt: skip
@@ -2026,12 +2029,37 @@ def write_page(path, reports, embed=0, differences=None):
 # each task, for the macro mean weighs every task alike.
 
 ITEM = {"id": str, "task": str, "gold": dict, "score": float | None}
-REPORT = {"macro": float, "tasks": {}, "single": {}, "items": [ITEM]}
+REPORT = {"macro": float, "weighted": float, "tasks": {}, "single": {}, "items": [ITEM]}
+
+
+def is_summary(found) -> bool:
+    """Whether the numbers that the page draws are numbers."""
+    names = ("score", "low", "high", *MARKS)
+    fine = isinstance(found, dict) and ("low" in found) == ("high" in found)
+    return fine and all(
+        fits(found[name], float) or (found[name] is None and name == "text-only")
+        for name in names
+        if name in found
+    )
+
+
+def are_clips(found) -> bool:
+    fine = isinstance(found, list)
+    return fine and all(isinstance(clip, str) or fits(clip, {"path": str}) for clip in found)
+
+
+def is_group(found) -> bool:
+    return isinstance(found, dict) and all(map(is_summary, found.values()))
 
 
 def read_report(path) -> dict:
     report = read_json(path)
     whole = fits(report, REPORT) and all("answer" in item for item in report["items"])
+    whole = whole and all(are_clips(item.get("clips", [])) for item in report["items"])
+    groups = (
+        [report.get(name, {}) for name in ("tasks", "single", "skills", "clips")] if whole else []
+    )
+    whole = whole and all(map(is_group, groups)) and is_summary(report)
     expect(whole and report["items"], path, "a report of judge.py", "something else")
     (id, times), *_ = Counter(item["id"] for item in report["items"]).most_common(1)
     expect(times == 1, f"{path}: item {id}", "an id of its own", "a duplicate")
@@ -2354,12 +2382,12 @@ def ask_likelihoods(asking, rows):
         about = {**asking.about(row), "captions": row["meta"]["captions"], "gold": row["gold"]}
         kept = asking.journal.recall(about)
         try:
-            kept = kept or asking.journal.keep(
-                about, content=compa_scores(asking.who.net, row, asking.root)
-            )
+            if not kept:
+                scores = compa_scores(asking.who.net, row, asking.root)
+                kept = asking.journal.keep(about, content=json.dumps(scores))
         except BadInput as mistake:
             warn(f"{row['id']}: {mistake}")
-        found.append(kept and kept["content"])
+        found.append(kept and json.loads(kept["content"]))
         show(1)
     return found
 

@@ -2468,7 +2468,7 @@ class Journal:
             try:
                 record = json.loads(line)
                 fine = fits(record, {"key": str, "model": str, "usage": (int, int)})
-                fine = fine and isinstance(record.get("refused", record.get("content")), str | list)
+                fine = fine and isinstance(record.get("refused", record.get("content")), str)
             except (ValueError, RecursionError):
                 fine = False
             if not fine:
