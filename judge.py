@@ -173,7 +173,7 @@ class Asking:
         about = [self.about(row) for row in rows]
         keys = [hash_of(each) for each in about]
         kept = zip(keys, map(self.journal.recall, about))
-        said = {key: reply["content"] for key, reply in kept if reply}
+        said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
         places = {key: i for i, key in enumerate(keys) if key not in said}
         show = progress(label, len(places), unit="items", scale=1)
         todo = ((i, rows[i]) for i in places.values())
@@ -2060,6 +2060,7 @@ def read_report(path) -> dict:
         [report.get(name, {}) for name in ("tasks", "single", "skills", "clips")] if whole else []
     )
     whole = whole and all(map(is_group, groups)) and is_summary(report)
+    whole = whole and isinstance(report.get("root", "."), str)
     expect(whole and report["items"], path, "a report of judge.py", "something else")
     (id, times), *_ = Counter(item["id"] for item in report["items"]).most_common(1)
     expect(times == 1, f"{path}: item {id}", "an id of its own", "a duplicate")

@@ -304,7 +304,7 @@ def check_header(name, file):
     promised, held = promised_bytes(file)
     if promised > held + 1:  # some writers count the byte that makes it even
         length = file.frames / file.samplerate
-        raise truncated(name, length * promised / held, length)
+        raise truncated(name, length * promised / max(held, 1), length)
 
 
 def truncated(name, promised: float, held: float) -> BadInput:

@@ -4108,10 +4108,10 @@ def find_object(text, shape):
     text = re.sub(r"<think>.*\Z", " ", text.rpartition("</think>")[2], flags=re.DOTALL)
     for match in itertools.islice(re.finditer("{", text[:40_000]), 100):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text, match.start())
+            value = tidy(json.JSONDecoder().raw_decode(text, match.start())[0])
         except (ValueError, RecursionError):
             continue
-        if fits(value := tidy(value), shape):
+        if fits(value, shape):
             return value
     return None
 

@@ -199,6 +199,8 @@ def make_checkpoint(dir):
     )
     net.save(dir)
     prepare.write_json(dir / "generation_config.json", {"eos_token_id": ids["<|im_end|>"]})
+    PolyAudio.from_dir(dir)  # what torch imports when it is first asked to do so, every
+    torch.optim.AdamW(net.parameters())  # process would import anew
 
 
 def make_rows(names, count) -> list[dict]:
@@ -266,8 +268,8 @@ def jobs(home, url) -> dict[str, Job]:
         "download": Job(prepare, lambda out: ("weights", REPOSITORY, "--endpoint", url,
                                               "--out", out), r".*"),
         "synth": Job(synth, lambda out: (
-            "--out", out, "--clips", 150, "--train", 600, "--bench", 20, "--seed", 3,
-            "--workers", 2), r".*(jsonl|flac|json|part)"),
+            "--out", out, "--clips", 60, "--train", 300, "--bench", 10, "--split", "dev",
+            "--seed", 3, "--workers", 2), r".*(jsonl|flac|json|part)"),
         "train": Job(train, lambda out: (
             "--recipe", "polyaudio", "--base", base, "--data", rows, "--dev", "", "--out", out,
             "--rank", 2, "--steps", 12, "--batch", 2, "--tokens", 200, "--lr", 1e-3, "--every", 1,

@@ -17,6 +17,7 @@ SECONDS of time for one of them and MEMORY bytes more than at its start. It is k
 it does, and the next one goes on behind that input. A finding is made as small as it can be.
 """
 
+import base64
 import contextlib
 import copy
 import faulthandler
@@ -30,6 +31,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tarfile
 import tempfile
@@ -37,8 +39,10 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,6 +53,7 @@ import torch  # noqa: E402
 
 import judge  # noqa: E402
 import prepare  # noqa: E402
+import sample  # noqa: E402
 import synth  # noqa: E402
 from model import Config, PolyAudio  # noqa: E402
 from prepare import BadInput, expect  # noqa: E402
@@ -56,7 +61,7 @@ from prepare import BadInput, expect  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 5  # of processor time for one input; ten times as long by the clock
 MEMORY = 1 << 30  # bytes
-LINE = 20_000  # letters of a refusal, at most
+LINE = 100_000  # letters of a refusal, at most
 MOST = 500  # findings, and a kind has had enough
 ENOUGH = 5  # of its processes killed
 
@@ -816,6 +821,68 @@ def read_report(files, home):
     assert "<script>alert" not in (home / "page.html").read_text(errors="replace")
 
 
+# --- requests to the server, with all that stands around them
+
+SPOKEN = [
+    {"type": "text", "text": "Which?"},
+    {"type": "input_audio", "input_audio": {"data": "(sound)", "format": "wav"}},
+]
+
+
+@lru_cache(maxsize=1)
+def served():
+    """What a connection knows of its server: a small network, and who makes its answers at once."""
+    text = {**SMALL, "vocab_size": 300, "max_position_embeddings": 512}
+    with tempfile.TemporaryDirectory() as dir:
+        config = {**HEARING, "text_config": text, "audio_token_id": tokenizer().slot}
+        PolyAudio(Config.from_dict(config)).save(dir)
+        put(Path(dir), tokenizer_files("whole"))
+        net = PolyAudio.from_dir(dir)
+        net.tokenizer.encode("")
+    args = SimpleNamespace(max_new_tokens=2, temperature=0.0, top_p=1.0, seed=0)
+    at_once = SimpleNamespace(put_nowait=lambda reply: reply.run())
+    return SimpleNamespace(net=net, args=args, name="m", since=0, waiting=at_once)
+
+
+def make_request(dice) -> bytes:
+    sound = base64.b64encode(dice.choice(sounds("wav")[:6])).decode()
+    parts = json.dumps([dice.choice(SPOKEN) for _ in range(dice.randrange(1, 4))])
+    asked = [{"role": "user", "content": json.loads(parts.replace("(sound)", sound))}]
+    body = {"model": "m", "messages": asked, "max_tokens": 2, "stop": ["a"], "temperature": 0,
+            "stream": dice.random() < 0.5}  # fmt: skip
+    data = written_out(dice, changed(dice, body) if dice.random() < 0.7 else body)
+    line = dice.choice(("POST /v1/chat/completions",) * 8 + ("GET /v1/models", "GET /health"))
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"{head}Content-Length: {len(data)}\r\n\r\n".encode()
+    return (damaged(dice, head) if dice.random() < 0.4 else head) + data
+
+
+def ask(address, data) -> bytes:
+    """All of the reply; the server may close before it has read everything."""
+    with socket.create_connection(address) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        reply = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(1 << 16):
+                reply += piece
+        return reply
+
+
+def read_request(data, home):
+    sample.PATIENCE["request"] = 0.2  # seconds for what never comes
+    with socket.create_server(("127.0.0.1", 0)) as door, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, door.getsockname(), data)
+        connection, address = door.accept()
+        with connection:
+            sample.Client(connection, address, served())
+    reply = asked.result()
+    assert reply[:9] in (b"", b"HTTP/1.1 ") or b"\r\n" not in reply, "HTTP of 1991 has no headers"
+    assert b'"code": 500' not in reply, reply
+    if not reply.startswith(b"HTTP/1.1 200"):
+        raise BadInput(f"{reply[:60]}")
+
+
 class Kind(NamedTuple):
     make: Callable  # dice -> an input
     read: Callable  # (input, folder)
@@ -839,6 +906,7 @@ KINDS = {
     "written": Kind(make_written, read_written),
     "journal": Kind(make_journal, read_journal),
     "report": Kind(make_report, read_report),
+    "request": Kind(make_request, read_request),
 }  # fmt: skip
 
 

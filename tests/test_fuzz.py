@@ -14,7 +14,7 @@ from prepare import BadInput
 from tests import fuzz
 from tests.fuzz import KINDS, Kind, input_of, minimized
 
-INPUTS = {"weights": 30, "adapter": 30, "answer": 60}  # else 150: what a second allows
+INPUTS = {"weights": 30, "adapter": 30, "answer": 60, "request": 60}  # else 150: what a second allows
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +77,7 @@ def dies(value):
 
 def babbles(value):
     if "ab" in value:
-        raise BadInput("x" * 30_000)
+        raise BadInput("x" * 300_000)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_a_planted_fault_is_found_and_others_go_on(monkeypatch, read, what):
     found = fuzz.fuzz("planted", inputs=8 if read is sleeps else 20)
     bad = [n for n in range(found.inputs) if "ab" in input_of("planted", 0, n)]
     assert bad, "or nothing was tested"
-    (wrong, numbers), *rest = found.findings.items()
-    assert re.fullmatch(what, wrong) and not rest
-    assert numbers == bad[: len(numbers)]
+    assert all(re.fullmatch(what, wrong) for wrong in found.findings)
+    numbers = sorted(sum(found.findings.values(), []))  # a loop hangs in each of its lines
+    assert numbers and numbers == bad[: len(numbers)]
     assert found.accepted + found.refused + len(numbers) == found.inputs
     assert (found.refused > 0) == (read is raises)
 
