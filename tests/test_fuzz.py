@@ -14,7 +14,12 @@ from prepare import BadInput
 from tests import fuzz
 from tests.fuzz import KINDS, Kind, input_of, minimized
 
-INPUTS = {"weights": 30, "adapter": 30, "answer": 60, "request": 60}  # else 150: what a second allows
+INPUTS = {"weights": 30, "adapter": 30, "answer": 60, "request": 60}  # else 150, a second each
+    "weights": 30,
+    "adapter": 30,
+    "answer": 60,
+    "request": 60,
+}  # else 150: what a second allows
 
 
 @pytest.mark.parametrize("kind", KINDS)
