@@ -14,12 +14,8 @@ from prepare import BadInput
 from tests import fuzz
 from tests.fuzz import KINDS, Kind, input_of, minimized
 
-INPUTS = {"weights": 30, "adapter": 30, "answer": 60, "request": 60}  # else 150, a second each
-    "weights": 30,
-    "adapter": 30,
-    "answer": 60,
-    "request": 60,
-}  # else 150: what a second allows
+# How many of each kind, a second's worth; 150 of those that are not named.
+INPUTS = {"weights": 30, "adapter": 30, "answer": 60, "request": 60}
 
 
 @pytest.mark.parametrize("kind", KINDS)
