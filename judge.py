@@ -213,7 +213,7 @@ def stamp(clip, root) -> list:
 def ask_fused(asking, rows):
     """Late fusion: each clip is described by itself, and the question asked on the descriptions."""
     alone = [each_alone(row) for row in rows]
-    told = iter(asking.ask(sum(alone, []), "described"))
+    told = iter(asking.ask([one for each in alone for one in each], "described"))
     fused = [view_captioned(row, list(islice(told, len(each)))) for row, each in zip(rows, alone)]
     return asking.ask(fused, "judged on descriptions")
 
@@ -235,8 +235,7 @@ def as_given(row, order, answer) -> str:
     """What was answered about reordered clips, about the clips as they were: new clip j + 1 is the
     old order[j]."""
     back = [order.index(i) + 1 for i in range(1, len(order) + 1)]
-    moved = {**view_permute(row, order), "answer": answer}
-    return view_permute(moved, back)["answer"]
+    return view_permute({**row, "answer": answer}, back)["answer"]
 
 
 def elect(gold, answers) -> str | None:
@@ -291,10 +290,7 @@ def options_shuffled(row):
     apart = all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
     if len(spans) < len(choices) or not apart:
         return None
-    order, dice = (
-        list(range(len(choices))),
-        random.Random(row["id"].encode("utf-8", "surrogatepass")),
-    )
+    order, dice = list(range(len(choices))), random.Random(seed_of(row))
     while order == sorted(order):
         dice.shuffle(order)
     new, text = dict(zip(choices, (choices[i] for i in order))), row["question"]

@@ -210,6 +210,14 @@ def which_shard(asked) -> tuple[int, int]:
     return int(match[1]) - 1, int(match[2])
 
 
+def hold(file, name):
+    """A file or folder, open, for this run alone: until it is closed or the process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"{name}: expected one run at a time, found another") from None
+
+
 def shard_file(path, shard, shards, mark="") -> Path:
     """A shard's file; `mark` keeps those of other settings apart."""
     named = f"{path.stem}-{mark}{shard:05d}-of-{shards:05d}{path.suffix}"
@@ -2452,10 +2460,7 @@ class Journal:
         self.refused = set()  # (model, what it would not do)
         self.new, self.old = Counter(), Counter()  # replies and tokens, now and in earlier runs
         self.file = open(path, "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{path}: expected one run at a time, found another") from None
+        hold(self.file, path)
         self.read()
 
     def read(self):

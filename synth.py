@@ -56,7 +56,7 @@ import soundfile
 
 from prepare import (
     HOPELESS, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
-    conversation, expect, fits, join_shards, leave_at_once, load_audio, load_clip, open_audio,
+    conversation, expect, fits, hold, join_shards, leave_at_once, load_audio, load_clip, open_audio,
     plain, progress, read_corpus, read_json, read_lines, read_rows, read_values, request, score,
     shard_file, stop, tag_clips, warn, which_shard, word_errors, words, worker_map, write_json,
     written,
@@ -4471,11 +4471,12 @@ def open_alone(part):
     while True:
         file = open(part, "ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(file, part)
             if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 return file  # and not what another run has just finished
-        except BlockingIOError:
-            expect(time.monotonic() < end, part, "one run at a time", "another")
+        except BadInput:
+            if time.monotonic() > end:
+                raise
         file.close()
         time.sleep(0.05)
 
