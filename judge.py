@@ -2432,7 +2432,8 @@ def run_bench(args):
     shard, shards = which_shard(args.shard)
     rows, root, bench, refused = bench_rows(args)
     check_mode(args, bench, rows)
-    name = args.name or Path(args.weights or args.answers or args.server_model).resolve().name
+    asked = Path(args.weights or args.answers or args.server_model).resolve().name
+    name = args.name or f"{asked.removesuffix('.jsonl')}-{Path(args.bench).stem}"
     expect(Path(name).name == name, "--name", "a name without folders", repr(name))
     args.out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(shard_file(args.out / f"{name}.asked.jsonl", shard, shards))) as journal:
@@ -2548,7 +2549,7 @@ def add_bench_flags(parser):
     add("--mode", choices=("strict", "official"), default="strict",
         help="official: by the published rule too, quirks included")
     add("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
-    add("--name", metavar="NAME", help="of the report, default: the weights'")
+    add("--name", metavar="NAME", help="of the report, default: WEIGHTS-BENCH")
     add("--items", type=int, metavar="N", help="N of the items, the same ones whoever is asked")
     add("--embeddings", metavar="URL",
         help="a server of text embeddings, for MMAU-Pro's published rule")
@@ -2599,19 +2600,23 @@ def check_flags(args):
     check_judges(args)
 
 
-def main():
-    parser = Parser(
-        description="Ask a model a whole bench, and say how good its answers are.",
-        epilog="Without a command: DIR/NAME.json and DIR/NAME.html.",
-    )
-    add_bench_flags(parser)
-    commands = parser.add_subparsers(metavar="COMMAND")
+def add_commands(commands):
     add_compare(commands)
     agree = commands.add_parser("agree", help="does a language model mark as people do?")
     add_agree(agree)
     agree.set_defaults(run=run_agree)
     benches = commands.add_parser("benches", help="the published benches, and what DIR must hold")
     benches.set_defaults(run=run_benches)
+
+
+def main():
+    parser = Parser(
+        description="Ask a model a whole bench, and say how good its answers are.",
+        epilog="Without a command: DIR/NAME.json and DIR/NAME.html.",
+    )
+    add_bench_flags(parser)
+    if not re.match("-(?!h$|-help$)", "".join(sys.argv[1:2])):  # else a flag, which may be mistyped
+        add_commands(parser.add_subparsers(metavar="COMMAND"))
     args = parser.parse_args()
     args.run(args)
 

@@ -1792,9 +1792,10 @@ def lasting(events, least=0.3) -> list[str]:
 # what was decided for an item before the first attempt at it, as numbers in 0..1: its verdict, its
 # kind. It holds until an attempt succeeds; else what is easy to make would be what is right.
 
-Draft = namedtuple("Draft", "form about rows says verdict gold more", defaults=({},))
+Draft = namedtuple("Draft", "form about rows says verdict gold more reason", defaults=({}, None))
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
-# what must be heard in each; verdict: the end of the answer; more: choices, or a count's range
+# what must be heard in each; verdict: the end of the answer; more: choices, or a count's range;
+# reason: a step from what is heard to the verdict, where it takes two
 YES_NO = ("yes", "no")
 
 
@@ -1858,8 +1859,9 @@ def ranked(shelf, dice, n, fate, scales):
     rows = shuffled(dice, rows + shelf.draw(dice, key, n - 1, behind, rows))
     says = {i: told(scale, label, value(row), row) for i, row in enumerate(rows, 1)}
     winner = next(i for i, row in enumerate(rows, 1) if value(row) == best)
-    form = f"{scale_name}, {'most' if most else 'least'}"
-    return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
+    form, about = f"{scale_name}, {'most' if most else 'least'}", {"label": label or ""}
+    draft = Draft(form, about, rows, says, audio(winner), clip_gold(winner))
+    return draft._replace(reason=f"That is: {says[winner]}.")
 
 
 def labels_of(shelf, scale, n) -> list:
@@ -1895,7 +1897,9 @@ def difference(shelf, dice, n, fate) -> Draft:
     need(kind == "speech" or not any(akin(name, other) for name in names for other in both))
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     about = {"first": audio(a), "second": audio(b)}
-    return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
+    both = listed(feature for feature in own[a] if feature in own[b])
+    gold, reason = text_gold(verdict, facts), f"In both: {both}."
+    return Draft("difference", about, rows, says, verdict, gold, reason=reason)
 
 
 def odd_one(shelf, dice, n, fate) -> Draft:
@@ -2005,7 +2009,8 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
     a, b = sorted(place_of(rows, row) for row in pair)
     about = {"first": audio(a), "second": audio(b)}
     says = categories_told("voice", rows)
-    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict))
+    reason = f"That is: {says[a]} and {says[b]}."
+    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict), reason=reason)
 
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
@@ -2039,7 +2044,8 @@ def paired(shelf, dice, category, values) -> Draft:
     rest = [shelf.draw(dice, ("category", category, value))[0] for value in values[1:]]
     rows = shuffled(dice, pair + rest)
     places = [place_of(rows, row) for row in pair]
-    return about_category("pair", category, rows, audios(places), clip_gold(*places))
+    draft = about_category("pair", category, rows, audios(places), clip_gold(*places))
+    return draft._replace(reason=f"Twice: {draft.says[places[0]]}.")
 
 
 def count_speakers(shelf, dice, n, fate) -> Draft:
@@ -2058,10 +2064,11 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     said = words(asked["transcript"])
     need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
     rows = shuffled(dice, rows)
-    says = categories_told("voice", rows)
-    says[place_of(rows, asked)] += f", {quote(asked)}"
-    about = {"quote": quote(asked)}
-    return Draft("heard again", about, rows, says, verdict, yesno_gold(verdict))
+    says, place = categories_told("voice", rows), place_of(rows, asked)
+    reason = f"That is: {says[place]} in {audios(i for i in says if says[i] == says[place])}."
+    says[place] += f", {quote(asked)}"
+    about, gold = {"quote": quote(asked)}, yesno_gold(verdict)
+    return Draft("heard again", about, rows, says, verdict, gold, reason=reason)
 
 
 def keyword(shelf, dice, n, fate) -> Draft:
@@ -2081,7 +2088,9 @@ def keyword(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, rows)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     gold = {"type": "keywords", "value": sorted(shared)}
-    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold)
+    first = [word for word in said_in(rows[0]) if word in said_in(rows[1])]
+    reason = f"In {audio(1)} and {audio(2)}: {listed(first)}."
+    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold, reason=reason)
 
 
 # --- reasoning & logic
@@ -2133,7 +2142,8 @@ def bridge(shelf, dice, n, fate) -> Draft:
     about = {"claim": phrase(dice, form).format(first=known, second=claimed)}
     told = {"nei": "not enough information"}.get(verdict, verdict)
     gold = yesno_gold(verdict, ("yes", "no", "nei"))
-    return Draft("entailment", about, rows, says, told, gold)
+    reason = f"That is: the {middle}, {'nothing known' if verdict == 'nei' else second[2]}."
+    return Draft("entailment", about, rows, says, told, gold, reason=reason)
 
 
 def facts_of(shelf, key) -> list:
@@ -2145,9 +2155,9 @@ def exactly(shelf, dice, n, fate) -> Draft:
     """A claim about in how many of the clips something occurs."""
     verdict, wanted = chosen(YES_NO, fate[0]), 1 + int(fate[2] * (n - 1))
     there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
-    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
-    about = {"thing": thing, "number": number_word(wanted)}
-    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
+    thing, rows, says, those = with_and_without(shelf, dice, n, there)
+    about, reason = {"thing": thing, "number": number_word(wanted)}, added_up(rows, those)
+    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict), reason=reason)
 
 
 def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
@@ -2167,6 +2177,15 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
     with_it = {place_of(rows, row) for row in those}
     says = {i: name if i in with_it else f"no {name}" for i in range(1, n + 1)}
     return said, rows, says, those
+
+
+def added_up(rows, those) -> str:
+    """How many of the clips so far are among those."""
+    return summed(any(row is other for other in those) for row in rows)
+
+
+def summed(counts) -> str:
+    return f"Added up: {listed(map(number_word, itertools.accumulate(map(int, counts))))}."
 
 
 def lacking(kind, thing):
@@ -2234,7 +2253,8 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
     verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
     says = {i: f'"{fact_of(row)[2]}"' for i, row in enumerate(rows, 1)}
-    return Draft(form, about, rows, says, verdict, gold)
+    reason = None if form == "agree" else f'Most: "{same[2]}".'
+    return Draft(form, about, rows, says, verdict, gold, reason=reason)
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
@@ -2396,7 +2416,8 @@ def total(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, rows)
     says = {i: told_count(count_of(row, label) or 0, label) for i, row in enumerate(rows, 1)}
     gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
-    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
+    reason = summed(count_of(row, label) or 0 for row in rows)
+    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits, reason)
 
 
 def most_times(shelf, label, n) -> int:
@@ -2409,9 +2430,10 @@ def most_times(shelf, label, n) -> int:
 
 def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
-    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
+    thing, rows, says, those = with_and_without(shelf, dice, n, there)
     gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
-    return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
+    about, reason = {"thing": thing}, added_up(rows, those)
+    return Draft("clips with", about, rows, says, number_word(there), gold, limits, reason)
 
 
 # --- captions
@@ -2517,8 +2539,13 @@ def contrast(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
+
+    places = {f: [i for i, row in enumerate(rows, 1) if row is not target and f in features(row)]
+              for f in own}  # fmt: skip
+    found = (f"{f} in {audio(those[0]) if those else 'no other'}" for f, those in places.items())
+    reason = f"Compared: {'; '.join(found)}."
     about = {"first": audio(place_of(rows, target))}
-    return Draft("contrast", about, rows, says, listed(alone), gold)
+    return Draft("contrast", about, rows, says, listed(alone), gold, reason=reason)
 
 
 # --- on one clip: what it takes to hear, before anything is compared
@@ -2845,8 +2872,8 @@ SCENES = [
          "a concert ends", "they play a game at home"),
         ("snore", "she will miss her train", "they are letting somebody sleep too long", "sleep",
          "it is night", "they talk of a journey"),
-        ("baby", "the bottle is too cold", "they are feeding a baby", "feeding, feed",
-         "they comfort a child", "they have a drink"),
+        ("baby", "lift both his legs a little", "they are changing a baby", "changing, change",
+         "they comfort a child", "they do exercises"),
         ("cough", "open wide and say a", "they are at the doctor", "doctor", "somebody has a cold",
          "they are at a singing lesson"),
         ("whistle", "the ball was out", "they are playing a match", "match, playing",
@@ -3125,7 +3152,7 @@ def write_made(shelf, id, rows):
             write_clip(path, row["wave"])
 
 
-def write_item(draft, dice, task, id, reason=None) -> dict:
+def write_item(draft, dice, task, id) -> dict:
     """The draft in words: the question, and an answer that says what is heard, and the reason if
     there is one, before it judges."""
     n = len(draft.rows)
@@ -3137,7 +3164,7 @@ def write_item(draft, dice, task, id, reason=None) -> dict:
     if n > 1 and draft.form != "describe each":
         evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
         ending = filled(phrase(dice, FORMS["answer"]), {"verdict": answer})
-        answer = " ".join(filter(None, (f"{evidence}.", reason, ending)))
+        answer = " ".join(filter(None, (f"{evidence}.", draft.reason, ending)))
     said = " ".join([question, answer, *draft.says.values()])
     need("<sound-" not in said)  # a transcript may say anything
     more = {key: value for key, value in draft.more.items() if key != "choices"}
@@ -3477,7 +3504,8 @@ def draft_factual(shelf, dice, brief, reply):
     verdict = brief.data["label"].lower()
     about, gold = {"claim": reply["claim"].rstrip(".")}, yesno_gold(verdict)
     form = "Do " + ALL + " [support this claim|back this claim|bear this claim out]: {claim}?"
-    return Draft(form, about, rows, heard_in_each(rows), verdict, gold, made_up), reply["rationale"]
+    says, reason = heard_in_each(rows), reply["rationale"]
+    return Draft(form, about, rows, says, verdict, gold, made_up, reason)
 
 
 def brief_keywords(shelf, dice, n, fate) -> Brief:
@@ -3503,7 +3531,7 @@ def draft_keywords(shelf, dice, brief, reply):
     shared = brief.data["keywords"]
     form = "[Which|What] [keywords|content words] [are common to|come up in|are in] " + ALL + "?"
     gold = {"type": "keywords", "value": shared}
-    return Draft(form, {}, rows, heard_in_each(rows), ", ".join(shared), gold, made_up), None
+    return Draft(form, {}, rows, heard_in_each(rows), ", ".join(shared), gold, made_up)
 
 
 PLACE_WORDS = re.compile(
@@ -3581,7 +3609,7 @@ def draft_ordering(shelf, dice, brief, reply):
     )
     gold = {"type": "choice", "value": right, "choices": choices}
     says = heard_in_each(brief.rows)
-    return Draft(form, about, brief.rows, says, verdict, gold, {"choices": choices}), None
+    return Draft(form, about, brief.rows, says, verdict, gold, {"choices": choices})
 
 
 def brief_rationale(brief, reply) -> Brief:
@@ -3643,7 +3671,7 @@ def draft_dialogue(shelf, dice, brief, reply):
         {"question": brief.data["question"]},
     )
     says, more = heard_in_each(brief.rows), {"aspect": brief.data["aspect"]}
-    return Draft("{question}", about, brief.rows, says, answer, gold, more), None
+    return Draft("{question}", about, brief.rows, says, answer, gold, more)
 
 
 VERDICTS = {"Yes, ": "yes", "No, ": "no", "Not enough information, ": "nei"}
@@ -3710,7 +3738,7 @@ def draft_entailment(shelf, dice, brief, reply):
     gold = yesno_gold(verdict, ("yes", "no", "nei"))
     more = {**made_up, "quotes": [given["quote"] for given in qa["evidence_quotes"]]}
     about = {"question": qa["question"]}
-    return Draft(form, about, rows, heard_in_each(rows), told, gold, more), qa["answer"]
+    return Draft(form, about, rows, heard_in_each(rows), told, gold, more, qa["answer"])
 
 
 # Questions on sounds and on music, with answers that can be looked up. One rule serves all three
@@ -3908,7 +3936,7 @@ def draft_lists(shelf, dice, brief, reply):
         facts |= dict.fromkeys([(audio(i),), *told])
     says = {i: heard_there(row) for i, row in enumerate(brief.rows, 1)}
     about, gold = {"question": question}, text_gold(answer, [list(fact) for fact in facts])
-    return Draft("{question}", about, brief.rows, says, answer, gold), None
+    return Draft("{question}", about, brief.rows, says, answer, gold)
 
 
 # MALLM's edits. The words of both sentences are compared, so nothing is left to belief.
@@ -3984,7 +4012,7 @@ def draft_edit(shelf, dice, brief, reply):
         facts = [["same words"], [f"{other} order" for other in ("another", "other", "different")]]
     texts = [brief.data["sentence"], " ".join(words(reply["sentence"]))]
     draft = one_voice(shelf, dice, edit, texts, verdict, facts)
-    return draft._replace(more=scripts_of(draft.rows)), None
+    return draft._replace(more=scripts_of(draft.rows))
 
 
 # JASCO's scenes, those of the table and new ones. Both pass the same three checks.
@@ -4049,7 +4077,7 @@ def draft_scene(shelf, dice, brief, reply):
     told = [", ".join(value) if type(value := reply[field]) is list else value
             for field in Scene._fields[1:]]  # fmt: skip
     draft = staged(shelf, dice, Scene(brief.data["sound"], *told), brief.rows[0])
-    return draft._replace(more=scripts_of(draft.rows)), None
+    return draft._replace(more=scripts_of(draft.rows))
 
 
 ASKS = {  # prompt: what it is told, what is wrong with a reply, the item it makes
@@ -4225,12 +4253,12 @@ class Writer:
             ready = brief.known.get("ready")  # a scene that rules have written
             reply = ready or self.ask(name, brief, faults, seed)
             self.check(checks_scene(brief, reply) if name == "scene" else (), seed)
-            draft, reason = self.spoken(make_draft, shelf, dice, brief, reply)
+            draft = self.spoken(make_draft, shelf, dice, brief, reply)
             if name == "ordering":
                 brief = brief_rationale(brief, reply)
                 why = self.improve("rationale", brief, faults_rationale, seed)
-                reason = why and why["rationale"]
-            item = write_item(draft, dice, task, id, reason)
+                draft = draft._replace(reason=why and why["rationale"])
+            item = write_item(draft, dice, task, id)
             if score(item["gold"], item["answer"]) != 1:
                 raise Dropped("score: not even its own answer is right")
         except Dropped as dropped:

@@ -74,7 +74,7 @@ class Recipe:
     bare: float = 0.0  # of those, the share where that stands in the answer alone, not learned
     view: str = ""  # of all examples, one that prepare.py names
     most: int = 5  # clips of an example; those of more are passed over
-    tasks: str = ""  # how often each is drawn, or each skill: "counting 2, single 0.5"; else once
+    tasks: str = ""  # how often each task, skill or kind is drawn, else once: "odd 2, single 0.5"
     cache: str = ""  # folder for what is worked out of a clip once; "" for none
     gate: float = 0.0  # what the last look at the dev set must reach
     trains: str = ""  # without adapters: beginnings of what is trained, "" for all
@@ -109,15 +109,17 @@ RECIPES = {
                     out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5),
 }  # fmt: skip
 LANGUAGE, JOINT = "language_model, lm_head", "multi_modal_projector"
+LAST = "audio_tower.layers.3, audio_tower.layer_norm"
+RARE = "pair_same 3, speaker_pair 2, bridge 2, contrast 2, difference 1.5, compare 1.5"
 # What the small model learns, one after another, each phase from what the one before it left. The
 # gate at its end says whether the next one makes sense: a stall costs minutes and names its cause.
 PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 1800, "gate": 0.8},
-    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1500,
-             "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
-    "join": {"teach": "meanings", "trains": JOINT, "steps": 800, "gate": 0.8},
-    "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1000,
-               "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
+    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": f"single 0.3, {RARE}",
+             "steps": 1500, "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
+    "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 800, "gate": 0.8},
+    "answer": {"text": 0.25, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1000,
+               "weight": 1.5, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -151,15 +153,15 @@ class Rows:
             if line.strip():
                 starts.append(place)
                 tasks.append(tuple((re.search(rb'"%s": ?"(.*?)"' % name, line) or (b"", b""))[1]
-                                   for name in (b"task", b"skill")))  # fmt: skip
+                                   for name in (b"kind", b"task", b"skill")))  # fmt: skip
                 found.update(re.findall(rb'"licences": ?\[(.*?)\]', line))
             place += len(line)
         expect(starts, path, "at least one row", "none")
         self.starts = np.array([*starts, place], np.int64)
         names = sorted(set(tasks))
-        self.tasks = [tuple(name.decode(errors="replace") for name in pair) for pair in names]
-        number = {pair: i for i, pair in enumerate(names)}
-        self.task = np.array([number[pair] for pair in tasks])  # of each row: which of them
+        self.tasks = [tuple(name.decode(errors="replace") for name in told) for told in names]
+        number = {told: i for i, told in enumerate(names)}
+        self.task = np.array([number[told] for told in tasks])  # of each row: which of them
         quoted = {name for text in found for name in re.findall(rb'"([^"]+)"', text)}
         self.licences = sorted(name.decode(errors="replace") for name in quoted)
 
@@ -213,15 +215,20 @@ def lay_out(row, net, root, weight, lead=1.0) -> Example:
     return Example(row["id"], row["task"], ids, [row["clips"][i] for i in order], learned)
 
 
-VERDICT = r"(?is).*\banswer\b[^:]*:(.*)"
+# "audio 1: a; audio 2: b. That is: a. So the answer is: audio 1." is what is heard, a reason or
+# none, the words that lead to the verdict, and the verdict.
+JUDGED = r"(?is)(?:(.*?\.)( .*?\.)??)?( ?[^.]*\banswer\b[^.:]*:)(.*)"
 
 
 def verdict_weights(tokenizer, piece, weight, lead=1.0) -> list[float]:
-    """An answer ends in "... answer is: verdict."; what is behind that colon weighs more, with the
-    token that ends the turn. One that says no "answer" is all of the same weight."""
-    found = re.fullmatch(VERDICT, tokenizer.decode(piece))
-    tail = len(tokenizer.encode(found[1])) + 1 if found else 0
-    return [float(lead if found else 1)] * (len(piece) - tail) + [float(weight)] * tail
+    """Reason and verdict weigh more, with the token that ends the turn. An answer that says no
+    "answer" is all of the same weight."""
+    found = re.fullmatch(JUDGED, tokenizer.decode(piece))
+    if not found:
+        return [1.0] * len(piece)
+    heard, reason, leads, _ = (len(tokenizer.encode(part or "")) for part in found.groups())
+    counts = [lead] * heard + [weight] * reason + [lead] * leads
+    return list(map(float, counts + [weight] * (len(piece) - len(counts))))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -297,7 +304,7 @@ class Answers:
         if len(row["clips"]) > self.recipe.most:
             return None
         written, bare = dice.random() < self.recipe.text, dice.random() < self.recipe.bare
-        if written and bare and re.fullmatch(VERDICT, conversation(row)[-1]["content"]):
+        if written and bare and re.fullmatch(JUDGED, conversation(row)[-1]["content"]):
             return lay_out(view_text_only(row), self.net, self.root, self.recipe.weight, 0.0)
         return lay_out(self.seen(row, written), self.net, self.root, self.recipe.weight)
 
@@ -487,9 +494,12 @@ class Names(Labels):
 
 class Meanings(Labels):
     """The projector is to make of each row the embeddings of what sounds there and of the time, as
-    if they were written: the decoder, which can read, then has less to learn anew."""
+    if they were written: the decoder, which can read, then has less to learn anew. A sum that is
+    nearly right may still mean another word; so of each kind the right name must be the nearest."""
 
     UNSAID = ("phone", "speaker")  # no word says which; a voice is a direction of its own
+    APART = ("word", "event", "speaker", "emotion", "quality", "instrument", "mode", "dynamics",
+             "times")  # fmt: skip
 
     def __init__(self, net, recipe):
         super().__init__(net, recipe)
@@ -515,26 +525,33 @@ class Meanings(Labels):
 
     def project(self, examples):
         """-> what the projector makes of their rows, and what it should, (Q, D)."""
-        rows = [row for e in examples for row in self.net.listen(e.clips)]
-        x, _ = self.net.multi_modal_projector(torch.cat(rows), [])
+        clips = [[(mel.float(), frames) for mel, frames in clip] if isinstance(clip, list) else clip
+                 for e in examples for clip in e.clips]  # fmt: skip
+        x, _ = self.net.multi_modal_projector(torch.cat(self.net.listen(clips)), [])
         return x.float().cpu(), self.hot(examples) @ self.said + self.beside(examples)
+
+    def nearest(self, x, examples):
+        """Of each kind, where one name alone is heard: how near each is, (n, names), and which it
+        is, (n)."""
+        x, hot = x - self.beside(examples), self.hot(examples)
+        for kind in self.APART:
+            places = [i for i, (k, _) in enumerate(self.names) if k == kind]
+            alone, names = hot[:, places].sum(1) == 1, self.said[places]
+            near = x[alone] @ (names / names.square().sum(1, keepdim=True)).T  # 1 where it is that
+            yield kind, near, hot[alone][:, places].argmax(1)
 
     def loss(self, examples):
         x, meant = self.project(examples)
-        return (x - meant).square().sum() / self.said.shape[1], len(x)
+        off = (x - meant).square().sum() / self.said.shape[1]
+        for _, near, right in self.nearest(x, examples):
+            off = off + F.cross_entropy(10 * near, right, reduction="sum")
+        return off, len(x)
 
     def told(self, examples) -> dict:
-        """Where one thing alone is heard: whether what it is told as means that, of its kind."""
+        """How often the nearest name is the right one. On dev others speak."""
         x, _ = self.project(examples)
-        x, hot, counts = x - self.beside(examples), self.hot(examples), {}
-        for kind in ("event", "word"):
-            places = [i for i, (k, _) in enumerate(self.names) if k == kind]
-            near = F.normalize(x) @ F.normalize(self.said[places]).T
-            there = hot[:, places]
-            alone = there.sum(1) == 1
-            right = there[alone].gather(1, near[alone].argmax(1, keepdim=True)).sum()
-            counts[kind] = torch.stack([right, alone.sum()]).cpu()
-        return counts
+        return {kind: torch.tensor([(near.argmax(1) == right).sum(), len(right)])
+                for kind, near, right in self.nearest(x, examples) if kind != "speaker"}  # fmt: skip
 
 
 LESSONS = {"answers": Answers, "names": Names, "meanings": Meanings}
@@ -559,16 +576,16 @@ BUFFER = 512  # examples
 
 
 def how_often(recipe, rows) -> np.ndarray | None:
-    """Of each row, how often an epoch draws it, as its task says."""
+    """Of each row, how often an epoch draws it: as its kind says, or else its task or its skill."""
     if not recipe.tasks:
         return None
-    wanted, known = {}, dict.fromkeys(name for pair in rows.tasks for name in pair)
+    wanted, known = {}, dict.fromkeys(name for told in rows.tasks for name in told if name)
     for part in filter(None, map(str.strip, recipe.tasks.split(","))):
         task, _, times = part.rpartition(" ")
         fine = task in known and re.fullmatch(r"\d+(\.\d+)?", times)
-        expect(fine, "--tasks", f"a task or skill and a number, of {', '.join(known)}", repr(part))
+        expect(fine, "--tasks", f"a name and a number, of {', '.join(known)}", repr(part))
         wanted[task] = float(times)
-    times = [wanted.get(task, wanted.get(skill, 1.0)) for task, skill in rows.tasks]
+    times = [next((wanted[name] for name in told if name in wanted), 1.0) for told in rows.tasks]
     return np.array(times)[rows.task]
 
 

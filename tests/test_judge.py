@@ -94,7 +94,7 @@ def test_from_weights_and_a_bench_to_a_report(bench):
     out = bench / "reports"
     done = run("--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", out)
     assert done.returncode == 0, done.stderr
-    report = json.loads((out / "weights.json").read_text())
+    report = json.loads((out / "weights-bench.json").read_text())
     assert [item["id"] for item in report["items"]] == [f"r{i}" for i in range(6)]
     assert report["items"][5]["answer"] is None  # it was not asked with fewer clips
     assert report["tasks"]["odd"]["missing"] == 1
@@ -104,13 +104,13 @@ def test_from_weights_and_a_bench_to_a_report(bench):
     fields = {"n", "missing", "unparsed", "score", "low", "high", "chance", "majority"}
     for task in (*report["tasks"].values(), *report["single"].values()):
         assert set(task) == fields
-    assert (out / "weights.html").read_text().startswith("<!doctype html>")
+    assert (out / "weights-bench.html").read_text().startswith("<!doctype html>")
 
 
 def test_the_same_answers_one_by_one(bench):
     """Batches of unequal prompts answer as if each had been asked alone."""
     out = bench / "alone"
-    whole = json.loads((bench / "reports" / "weights.json").read_text())
+    whole = json.loads((bench / "reports" / "weights-bench.json").read_text())
     run("--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", out,
         "--items", 1, "--name", "one")  # fmt: skip
     alone = json.loads((out / "one.json").read_text())
@@ -198,7 +198,7 @@ def test_one_command_gives_all_columns(bench, tmp_path, view):
     given = ["--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", tmp_path]
     done = run(*given, *words)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "weights.json").read_text())
+    report = json.loads((tmp_path / "weights-bench.json").read_text())
     several = [item for item in report["items"] if item["skill"] != "single"]
     assert all(type(item["text-only"]) in (int, float) for item in report["items"])
     assert all(item["flips"] in (True, False, None) for item in several)
@@ -383,7 +383,7 @@ def test_answers_from_a_file(bench, tmp_path):
         "--answers", tmp_path / "mine.jsonl", "--bench", bench / "bench.jsonl", "--out", tmp_path
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "mine.jsonl.json").read_text())
+    report = json.loads((tmp_path / "mine-bench.json").read_text())
     assert [item["score"] for item in report["items"]] == [1, 0, None, None, None, None]
     assert report["tasks"]["odd"]["missing"] == 2 and report["tasks"]["factual"]["unparsed"] == 1
     again = run(

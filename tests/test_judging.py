@@ -860,7 +860,7 @@ MISTAKES = [
     (["--answers", "M", "--text-only"], "--text-only: expected somebody to ask"),
     (["--answers", "M", "--permute"], "--permute: expected somebody to ask"),
     (["--answers", "OTHER"], "expected ids like 'r0', found none of these"),
-    (["--wieghts", "W"], "invalid choice"),
+    (["--wieghts", "W"], "unrecognized arguments: --wieghts"),
 ]  # fmt: skip
 
 

@@ -417,8 +417,8 @@ def told_fact(text, *_):
     return read_fact(quoted(text))
 
 
-def follows(facts, claim):
-    """Who is meant, and whether what is claimed is so, not so, or not told."""
+def known_of(facts, claim):
+    """Who is meant by a claim, what is claimed, and what is told of them."""
     for form, first, kind, second in CLAIMS:
         if match := re.fullmatch(form, claim):
             break
@@ -431,7 +431,13 @@ def follows(facts, claim):
         what for relation, whom, what in filter(None, facts) if relation == second and whom in meant
     }
     clear(len(found) < 2)
-    return yes_if(match["claimed"] in found) if found else "nei"
+    return meant, match["claimed"], found
+
+
+def follows(facts, claim):
+    """Whether what is claimed is so, not so, or not told."""
+    _, claimed, found = known_of(facts, claim)
+    return yes_if(claimed in found) if found else "nei"
 
 
 def topic(text):
@@ -610,6 +616,7 @@ def unlike(values, *pair):
 # The table: how each kind asks, what is heard in a row, what is told by the evidence, and the rule.
 
 Way = namedtuple("Way", "asked hear told judge lost", defaults=(0.06,))
+ENDING = r"(?:So the answer|The answer|So the answer is|The answer is|Answer): .+\."
 NOUN = f"({'|'.join(CATEGORIES)})"
 NOUNS = f"({'|'.join([*PLURALS, *(f'{noun}s' for noun in CATEGORIES)])})"
 ALL = "(?:all clips|all the clips|all recordings|all the audios)"
@@ -766,6 +773,46 @@ def near(a, b, lost):
     return a == b
 
 
+def in_words(places):
+    *most, last = (f"audio {place}" for place in sorted(places))
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def step_between(item, texts, told, names):
+    """The step between what is heard and the verdict, for the kinds that need one."""
+    kind, which = item["meta"]["kind"], range(1, len(texts) + 1)
+    number = {value: word for word, value in NUMBER.items()}
+    if kind in ("compare", "quality_most"):
+        return f"That is: {texts[item['gold']['value'] - 1]}."
+    if kind in ("pair_same", "speaker_pair", "dissenter", "supporters"):
+        word = "Twice" if "pair" in kind else "Most"
+        return f"{word}: {Counter(texts).most_common(1)[0][0]}."
+    if kind in ("total", "clips_with", "exactly"):
+        return f"Added up: {', '.join(number[sum(told[:i])] for i in which)}."
+    if kind == "same_speaker":
+        return f"That is: {' and '.join(texts[int(place) - 1] for place in names)}."
+    if kind == "heard_again":
+        voice = next(voice for voice, quoted in told if quoted)
+        places = [i for i, (other, _) in zip(which, told) if other == voice]
+        return f"That is: {voice} in {in_words(places)}."
+    if kind == "keyword":
+        return f"In audio 1 and audio 2: {', '.join(w for w in told[0] if w in told[1])}."
+    if kind == "bridge":
+        (who,), _, what = known_of(told, names[0])
+        return f"That is: the {who}, {''.join(what) or 'nothing known'}."
+    parts = [text.split(", ") for text in texts]
+    if kind == "difference":
+        one, other = (parts[int(place) - 1] for place in names)
+        return f"In both: {', '.join(part for part in one if part in other)}."
+    if kind == "contrast":
+        found = []
+        for part in parts[int(names[0]) - 1]:
+            others = [i for i in which if i != int(names[0]) and part in parts[i - 1]]
+            found.append(f"{part} in {f'audio {others[0]}' if others else 'no other'}")
+        return f"Compared: {'; '.join(found)}."
+    return None
+
+
 VOICES = ("same_speaker", "speaker_pair", "count_speakers", "heard_again")
 
 
@@ -808,8 +855,14 @@ def check(item, rows):
     """Everything that is told of an item is found in the rows, and the verdict in both."""
     way, names = asked(item["meta"]["kind"], item["question"])
     heard = [way.hear(row, *names) for row in rows]
-    told = [way.told(text, *names) for text in told_texts(item)]
+    texts = told_texts(item)
+    told = [way.told(text, *names) for text in texts]
     where = (item["meta"]["kind"], item["question"], item["answer"])
+    if len(rows) > 1 and item["meta"]["kind"] != "describe_each":
+        evidence = "; ".join(f"audio {i}: {text}" for i, text in enumerate(texts, 1))
+        step = step_between(item, texts, told, names)
+        begins = f"{evidence}. {step}" if step else f"{evidence}."
+        assert re.fullmatch(f"{re.escape(begins)} {ENDING}", item["answer"]), (where, begins)
     assert agree(item, heard, told, way), (where, heard, told)
     assert near(way.judge(heard, *names), gold_of(item), 0), (where, heard)
     assert near(way.judge(told, *names), gold_of(item), way.lost), (where, told)

@@ -288,6 +288,22 @@ def test_meanings_are_sums_of_embeddings(recipe):
     assert torch.equal(lesson.times[30], times)
 
 
+def test_the_nearest_name_is_that_of_what_is_heard(recipe):
+    """Slots that mean just what they should are told right, and those of another name wrong."""
+    lesson = lesson_of(replace(recipe, teach="meanings", trains="multi_modal_projector"))
+    examples = heard(lesson, 12)
+    _, meant = lesson.project(examples)
+    found = {kind: (near, right) for kind, near, right in lesson.nearest(meant, examples)}
+    for kind in ("word", "event"):
+        near, right = found[kind]
+        assert len(right) and (near.argmax(1) == right).float().mean() > 0.95
+        assert near.gather(1, right[:, None]).mean() == pytest.approx(1, abs=0.3)
+    names = [name for k, name in lesson.names if k == "word"]
+    word = lesson.said[lesson.place["word", names[0]]]
+    moved = {kind: near for kind, near, _ in lesson.nearest(meant + 9 * word, examples)}
+    assert (moved["word"].argmax(1) == 0).all()
+
+
 # ------------------------------------------------------------------------------------------------
 # What examples are drawn, and how they are put.
 
@@ -309,7 +325,7 @@ def test_a_share_is_written_out(recipe):
     assert not any(e.clips for e in found)
 
 
-def test_what_is_bare_stands_in_the_answer_alone_and_only_its_verdict_is_learned(recipe):
+def test_what_is_bare_stands_in_the_answer_alone_and_what_follows_from_it_is_learned(recipe):
     found, lesson = drawn(replace(recipe, text=1.0, bare=1.0, weight=3.0))
     plain, _ = drawn(replace(recipe, text=1.0, bare=0.0))
     lengths = {e.id: len(e.ids) for e in plain}
@@ -321,7 +337,9 @@ def test_what_is_bare_stands_in_the_answer_alone_and_only_its_verdict_is_learned
         assert "audio 1:" not in prompt and "nswer" in answer
         assert len(e.ids) < lengths[e.id]
         learned = lesson.net.tokenizer.decode([i for i, w in zip(e.ids, e.learned) if w])
-        assert answer.endswith(learned) or answer.endswith(learned + "<|im_end|>")
+        follows = answer.partition(". ")[2].removesuffix("<|im_end|>")
+        assert learned == re.sub("(^| )(So the answer|The answer|Answer)( is)?:", "", f" {follows}")
+    assert any("Added up: " in lesson.net.tokenizer.decode(e.ids) for e in bare)
     others = [e for e in found if 1.0 in e.learned]
     assert all(e.task in ("captioning", *SINGLE) for e in others), "those without a verdict"
 
@@ -337,13 +355,17 @@ def test_tasks_are_drawn_as_often_as_told(recipe):
     everything, lesson = drawn(recipe)
     found, _ = drawn(replace(recipe, tasks="counting 2, tag 0, order 1.5"))
     count = {t: [sum(e.task == t for e in some) for some in (everything, found)]
-             for t, _ in lesson.rows.tasks}  # fmt: skip
+             for _, t, _ in lesson.rows.tasks}  # fmt: skip
     assert count["counting"][1] == 2 * count["counting"][0] > 0
     assert count["tag"][1] == 0 < count["tag"][0]
     assert count["order"][0] < count["order"][1] < 2 * count["order"][0]
     rest = set(count) - {"counting", "tag", "order"}
     assert all(count[task][0] == count[task][1] for task in rest)
-    with pytest.raises(BadInput, match="--tasks: expected a task or skill and a number"):
+    found, _ = drawn(replace(recipe, tasks="counting 0, clips_with 2"))
+    those = [sum("In how many" in lesson.net.tokenizer.decode(e.ids) for e in some)
+             for some in (everything, found)]  # fmt: skip
+    assert those[1] == 2 * those[0] == sum(e.task == "counting" for e in found) > 0
+    with pytest.raises(BadInput, match="--tasks: expected a name and a number"):
         drawn(replace(recipe, tasks="dancing 2"))
 
 

@@ -271,9 +271,12 @@ def test_the_verdict_counts_more_and_linearly(recipe):
 
 @pytest.mark.parametrize(
     "answer, verdict",
-    [("Answer: yes", " yes"), ("yes", None), ("It is: 3. The answer is: 2: 1.", " 2: 1.")],
-)
-def test_the_verdict_is_found(recipe, answer, verdict):
+    [("Answer: yes", " yes"), ("yes", None), ("It is: 3. The answer is: 2: 1.", " 2: 1."),
+     ("audio 1: 0.3 s; audio 2: 0.7 s. That is: 0.7 s. So the answer: audio 2.",
+      " That is: 0.7 s. audio 2."),
+     ("audio 1: 0.3 s; audio 2: no siren. So the answer is: audio 1.", " audio 1.")],
+)  # fmt: skip
+def test_the_verdict_is_found_and_its_reason(recipe, answer, verdict):
     net = net_of(recipe)
     piece = [*net.tokenizer.encode(answer), net.tokenizer.special["<|im_end|>"]]
     weights = train.verdict_weights(net.tokenizer, piece, 3.0)
