@@ -495,11 +495,10 @@ class Names(Labels):
 class Meanings(Labels):
     """The projector is to make of each row the embeddings of what sounds there and of the time, as
     if they were written: the decoder, which can read, then has less to learn anew. A sum that is
-    nearly right may still mean another word; so of each kind the right name must be the nearest."""
+    nearly right may still mean another word; so the right word must be the nearest, and event."""
 
     UNSAID = ("phone", "speaker")  # no word says which; a voice is a direction of its own
-    APART = ("word", "event", "speaker", "emotion", "quality", "instrument", "mode", "dynamics",
-             "times")  # fmt: skip
+    APART = ("word", "event")
 
     def __init__(self, net, recipe):
         super().__init__(net, recipe)
@@ -548,10 +547,10 @@ class Meanings(Labels):
         return off, len(x)
 
     def told(self, examples) -> dict:
-        """How often the nearest name is the right one. On dev others speak."""
+        """How often the nearest name is the right one."""
         x, _ = self.project(examples)
         return {kind: torch.tensor([(near.argmax(1) == right).sum(), len(right)])
-                for kind, near, right in self.nearest(x, examples) if kind != "speaker"}  # fmt: skip
+                for kind, near, right in self.nearest(x, examples)}  # fmt: skip
 
 
 LESSONS = {"answers": Answers, "names": Names, "meanings": Meanings}
