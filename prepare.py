@@ -1247,11 +1247,10 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
         told = example
     elif "gold" in example:
         moved["gold"] = remap_gold(example["gold"], new)
-    if "evidence" in example.get("meta", {}):
-        moved["meta"] = {
-            **example["meta"],
-            "evidence": remap_gold(example["meta"]["evidence"], new),
-        }
+    told_of = [field for field in ("evidence", "heard") if field in example.get("meta", {})]
+    if told_of:
+        more = {field: remap_gold(example["meta"][field], new) for field in told_of}
+        moved["meta"] = {**example["meta"], **more}
     return {**moved, **{field: told[field] for field in answers if field in example}}
 
 

@@ -2548,6 +2548,17 @@ def contrast(shelf, dice, n, fate) -> Draft:
     return Draft("contrast", about, rows, says, listed(alone), gold, reason=reason)
 
 
+def all_of(row, timed) -> str:
+    """All that is known to sound in a clip, whatever is asked. The evidence of the kinds in PICKY
+    tells only what is asked for, so to find that in a text takes another one."""
+    spans = sorted((*row.get("events", ()), *row.get("words", ())), key=lambda span: span[1])
+    if timed and spans:
+        return listed(f"{name} from {on:.1f} to {off:.1f} s" for name, on, off in spans)
+    said = [quote(row)] if "transcript" in row else []
+    events = sorted(row.get("events", ()), key=lambda event: event[1])
+    return listed(said + ([name for name, _, _ in events] or sounds_of(row))) or "no more is known"
+
+
 # --- on one clip: what it takes to hear, before anything is compared
 
 
@@ -2653,6 +2664,7 @@ TASKS = {
     "voice": Task("single", 1, (voice,)),
     "music": Task("single", 1, (music,)),
 }
+PICKY = {needle_fact, needle_word, agree, dissenter, supporters, exactly, clips_with, total, when}
 MIX = {"comparison": 30, "reference": 25, "reasoning": 25, "temporal": 20}  # the paper's Table 2
 
 # ------------------------------------------------------------------------------------------------
@@ -3138,6 +3150,11 @@ def make_item(shelf, plan, settings, i) -> dict | None:
                 continue
             if score(item["gold"], item["answer"]) == 1:
                 item["meta"]["kind"] = kind.__name__
+                if kind in PICKY:
+                    sounds = (all_of(row, kind is when) for row in draft.rows)
+                    item["meta"]["heard"] = [
+                        {"clip": i, "says": says} for i, says in enumerate(sounds, 1)
+                    ]
                 write_made(shelf, item["id"], draft.rows)
                 return item
     return None

@@ -309,8 +309,10 @@ class Answers:
         return lay_out(self.seen(row, written), self.net, self.root, self.recipe.weight)
 
     def seen(self, row, as_text) -> dict:
-        if as_text:
-            return view_as_text(row)
+        if as_text:  # all that is heard, where the evidence is only what is asked for
+            meta = row.get("meta", {})
+            return view_as_text({**row, "meta": {**meta, "evidence": meta["heard"]}}
+                                if "heard" in meta else row)  # fmt: skip
         return VIEWS[self.recipe.view](row) if self.recipe.view else row
 
     def loss(self, examples):

@@ -997,6 +997,36 @@ def test_gold_evidence_and_verdict_are_found_again_in_many(task):
             check(item, rows)
 
 
+def said_of(heard, says, kind):
+    """Whether evidence on one thing follows from a text of all that is heard."""
+    parts = heard.replace('"', "").split(", ")
+    if kind == "when":  # each thing with its times
+        times = [part for part in parts if part.startswith(says.removeprefix("no ") + " from ")]
+        return says in parts if " from " in says else not times
+    names = Counter(parts + parts[0].split())
+    if kind == "total":
+        label = re.sub("^no | (once|twice|[a-z]+ times)$", "", says)
+        return told_count(says, label) == parts.count(label)
+    if says == "something else":
+        return True
+    return (says.removeprefix("no ").strip('"') in names) != says.startswith("no ") or says in heard
+
+
+def test_what_is_picked_out_is_in_a_text_of_all_that_is_heard():
+    seen = Counter()
+    for task in TASKS:
+        for item, rows in items(3, "test", task, 60):
+            if "heard" not in item["meta"]:
+                assert item["meta"]["kind"] not in {kind.__name__ for kind in synth.PICKY}
+                continue
+            for known, heard in zip(item["meta"]["evidence"], item["meta"]["heard"]):
+                assert known["clip"] == heard["clip"]
+                where = item["meta"]["kind"], known["says"], heard["says"]
+                assert said_of(heard["says"], known["says"], where[0]), where
+            seen[item["meta"]["kind"]] += 1
+    assert seen.keys() == {kind.__name__ for kind in synth.PICKY} and min(seen.values()) >= 10
+
+
 def test_a_second_path_sees_what_is_wrong():
     """The gold of another item, and evidence that is of other clips, are both noticed."""
     noticed = Counter()

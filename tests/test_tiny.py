@@ -369,6 +369,17 @@ def test_tasks_are_drawn_as_often_as_told(recipe):
         drawn(replace(recipe, tasks="dancing 2"))
 
 
+def test_what_is_written_out_is_all_that_is_heard(recipe):
+    """Where evidence is only of what is asked, the text of a clip tells the rest as well."""
+    found, lesson = drawn(replace(recipe, text=1.0, tasks="needle_word 3, single 0"))
+    texts = [lesson.net.tokenizer.decode(e.ids).split("assistant\n") for e in found]
+    those = [t for t in texts if "do you hear" in t[0] and "no " in t[1]]
+    assert len(those) > 5
+    for prompt, answer in those:
+        clips = re.findall(r"\(audio \d: (.*?)\)", prompt)
+        assert clips and not any(clip.startswith("no ") for clip in clips)
+
+
 @pytest.mark.parametrize("view", ["concat", "no-index", "no-boundary", "text-only"])
 def test_examples_are_put_as_the_view_says(recipe, view):
     found, lesson = drawn(replace(recipe, view=view))
