@@ -93,18 +93,23 @@ class Network:
 
 
 class Written:
-    """Answers in a file: an id and an answer each, by any name that other tools give it."""
+    """Answers in a file: an id and an answer each, by any name that other tools give it. Some write
+    theirs beside the bench's own, which is then the one named `answer`."""
 
-    NAMES = ("answer", "prediction", "model_output", "model_prediction", "answer_prediction")
+    NAMES = ("prediction", "pred", "model_output", "model_prediction", "answer_prediction",
+             "answer")  # fmt: skip
 
     def __init__(self, path):
         self.how, self.said = "answers in a file", {}
-        for number, row in read_values(path, stop):
+        rows = list(read_values(path, stop))
+        there = {name for _, row in rows if isinstance(row, dict) for name in row}
+        name = next((name for name in self.NAMES if name in there), "answer")
+        for number, row in rows:
             where = f"{path}: row {number}"
             fine = isinstance(row, dict) and isinstance(row.get("id"), str)
             expect(fine, where, "an object with an id", f"{row!r:.80}")
             expect(row["id"] not in self.said, where, "each id once", repr(row["id"]))
-            answer = next((row[name] for name in self.NAMES if name in row), None)
+            answer = row.get(name)
             fine = answer is None or isinstance(answer, str)
             expect(fine, f"{where}: answer", "a text", f"{answer!r:.80}")
             self.said[row["id"]] = answer
@@ -129,7 +134,8 @@ class Server:
 
     def answer(self, item):
         _, messages, clips, layout = item
-        told = [{**m, "content": parts(m["content"], clips, layout != "no-index")}
+        told = [{**m, "content": parts(m["content"], clips, layout != "no-index")
+                 if m["role"] == "user" else [{"type": "text", "text": m["content"]}]}
                 for m in place_clips(messages, len(clips))]  # fmt: skip
         try:
             said = self.service.say(told, 0, NEW, 0)
@@ -277,7 +283,8 @@ def names_index(row) -> bool:
     if count < 2:
         return False
     moved = view_permute(row, [*range(2, count + 1), 1])
-    return any(row.get(name) != moved.get(name) for name in ("question", "gold", "choices"))
+    told = ("question", "messages", "gold", "choices")
+    return any(row.get(name) != moved.get(name) for name in told)
 
 
 def options_shuffled(row):
@@ -310,7 +317,8 @@ def flips(row, answer, moved, again, literal=False) -> bool | None:
         answer = view_permute({**row, "answer": answer}, moved["order"])["answer"]
     if row["gold"]["type"] == "text":  # the same things may be told in another order
         return parts_of(answer) != parts_of(again)
-    return parse(moved["gold"], answer) != parse(moved["gold"], again)
+    before = moved if "order" in moved else row  # where options moved, (A) meant another one
+    return parse(before["gold"], answer) != parse(moved["gold"], again)
 
 
 def parts_of(answer) -> list[str]:
@@ -633,6 +641,8 @@ def audio_under(root):
 def clip_at(data, file, *names) -> str:
     """The first of these names that is there, beside the file, in `data` or anywhere under it."""
     names = [name.lstrip("/") for name in names]  # some are published to be glued to a folder
+    for name in names:
+        expect(".." not in Path(name).parts, "clip", f"a file under {data}", repr(name))
     for folder in (file.parent, data):
         for name in names:
             if os.path.isfile(folder / name):
@@ -747,7 +757,7 @@ def mae_row(raw, number, file, clip) -> dict:
     name, (task, kind) = file.stem, MAE[file.stem]
     check_fields(raw, {"audio1": str, "audio2": str, "question": str}, {})
     labels, reference = raw.get("labels") or [], raw.get("reference") or ""
-    labels = [labels] if isinstance(labels, str) else labels
+    labels = labels if isinstance(labels, list) else [labels]
     expect(fits([reference or "-", *labels], [str]), "labels, reference", "texts", f"{raw!r:.80}")
     if kind in MAE_PROMPTS:
         expect(len(labels) == 2, "labels", "two texts", f"{labels!r:.80}")
@@ -987,7 +997,9 @@ class Embedder:
             if fine:
                 vectors += [each["embedding"] for each in sorted(found, key=itemgetter("index"))]
                 fine = len(set(map(len, vectors))) == 1 and vectors[0]
-            expect(fine, self.url, f"{len(part)} embeddings of one length", f"{reply!r:.80}")
+            expect(
+                fine, masked(self.url), f"{len(part)} embeddings of one length", f"{reply!r:.80}"
+            )
         return vectors
 
 
@@ -1333,7 +1345,9 @@ def heard_row(raw, number, file, clip, name) -> dict | list:
         return []
     expect(path, "audio", "a file", "none")
     if name == "librispeech":
-        part, text = Path(path).parts[-4], raw["transcript"]
+        where = Path(path).parts
+        expect(len(where) > 3, "audio", "PART/SPEAKER/CHAPTER/FILE under --data", path)
+        part, text = where[-4], raw["transcript"]
         gold = {"type": "transcript", "value": text}
         said = {"question": "Write down what is said.", "answer": text, "gold": gold}
     else:
@@ -2160,8 +2174,17 @@ def run_agree(args):
     expect(marked, args.report, "answers that were judged", "none")
     chosen = random.Random(args.seed).sample(range(len(marked)), min(args.make, len(marked)))
     out = args.out or Path("sheet.csv")
+    expect(not is_filled(out), "--out", "no sheet that people have filled in", out)
     write_sheet(out, [marked[i] for i in sorted(chosen)])
     print(clean(f"{out}: {len(chosen)} of {len(marked)} judged items, for people to score"))
+
+
+def is_filled(path) -> bool:
+    if not path.exists():
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        return any(value for row in csv.DictReader(file)
+                   for name, value in row.items() if str(name).startswith("score"))  # fmt: skip
 
 
 def verdicts(item) -> dict:
@@ -2396,8 +2419,17 @@ def in_view(rows, view, bench=()) -> list[dict]:
         return [VIEWS[view](row) for row in rows]
     heard = [row for row in bench or rows if row["clips"]]
     places = {row["id"]: i for i, row in enumerate(heard)}
-    others = [heard[(places.get(row["id"], 0) + 1) % len(heard)] for row in rows]
-    return [VIEWS[view](row, other) for row, other in zip(rows, others)]
+
+    def stranger(row):
+        start = places.get(row["id"], 0) + 1
+        after = (heard[(start + i) % len(heard)] for i in range(len(heard)))
+        other = next((other for other in after if other["clips"] != row["clips"]), None)
+        expect(
+            other, "--view shuffle-audio", "a bench with other clips", f"none beside {row['id']}"
+        )
+        return other
+
+    return [VIEWS[view](row, stranger(row)) for row in rows]
 
 
 def compare_changed(rows, items, name, asked, literal):
@@ -2502,6 +2534,9 @@ def check_mode(args, bench, rows):
     ):
         fine = given or not asked or need not in bench.needs
         expect(fine, f"--mode official of {args.bench}", flag, "none")
+    changed = args.view or args.vote or args.late_fusion
+    fine = not changed or bench.needs != "loglik"
+    expect(fine, f"--mode official of {args.bench}", "the clips and captions as they are", changed)
 
 
 def versions() -> dict:

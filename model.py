@@ -1400,6 +1400,8 @@ def find_device(asked) -> torch.device:
     if device is None:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         device = next((name for name, found in there.items() if found), "cpu")
+    if device == "cuda":  # each process of torchrun has one of its own
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         expect(
             device.split(":")[0] in ("cpu", "cuda", "mps"), "--device", "cuda, mps or cpu", device

@@ -18,9 +18,8 @@ command that a user of the real checkpoint will type, how long it takes, and how
 It takes a GPU where there is one (two ranks where there are two), else the CPU, where the full size
 is slow. After each command its exit code and what it left are checked; the first that fails ends
 the rehearsal with exit code 1 and a line. `GB` is the most that one of a command's processes held,
-mapped files included (so at least what this program holds itself, about 0.4); `GPU GB` is torch's
-own peak, where the command tells it. At most two copies of the weights lie on the disk at a time:
-the server's goes when it has come.
+mapped files included; `GPU GB` is torch's own peak, where the command tells it. At most two copies
+of the weights lie on the disk at a time: the server's goes when it has come.
 """
 
 import argparse
@@ -421,6 +420,7 @@ def main():
         args.folder, 2.5 * bytes_of(args.scale) + 2e8
     )  # two copies, and a run's checkpoints
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(143))  # and what was made goes
+    subprocess._USE_VFORK = False  # else the peak of a command would begin at that of this process
     home = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=args.folder)).resolve()
     try:
         with serving(home) as url:

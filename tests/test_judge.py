@@ -353,6 +353,13 @@ def test_literal_and_remapped_orders():
     assert judge.flips(said, "audio 2", literal, "audio 2", literal=True) is False
 
 
+def test_a_strange_clip_is_another_one():
+    rows = [{**row(i), "clips": clips} for i, clips in enumerate((["a"], ["a"], ["b"]))]
+    assert [r["clips"] for r in judge.in_view(rows, "shuffle-audio")] == [["b"], ["b"], ["a"]]
+    with pytest.raises(judge.BadInput, match="a bench with other clips"):
+        judge.in_view(rows[:2], "shuffle-audio")
+
+
 def test_shuffled_options_are_the_same_question():
     choices = ["dog", "dog bark", "cat"]
     asked = "What is heard?\n(A) dog\n(B) dog bark\n(C) cat"
@@ -367,6 +374,8 @@ def test_shuffled_options_are_the_same_question():
     assert [line[:4] for line in lines[1:]] == ["(A) ", "(B) ", "(C) "]
     letter = "ABC"[moved["choices"].index("cat")]
     assert judge.score(moved["gold"], letter) == 1
+    assert judge.flips(one, "(C)", moved, f"({letter})") is False, "cat, by its letter"
+    assert judge.flips(one, "(C)", moved, "(C)") is True, "the letter stays, the option does not"
     assert judge.options_shuffled(ROWS[0]) is None
 
 
@@ -375,9 +384,8 @@ def test_shuffled_options_are_the_same_question():
 
 
 def test_answers_from_a_file(bench, tmp_path):
-    told = [{"id": "r0", "answer": "audio 1"}, {"id": "r1", "model_output": "audio 1"},
-            {"id": "r3", "answer_prediction": "perhaps"},
-            {"id": "r4", "note": "no answer"}]  # fmt: skip
+    told = [{"id": "r0", "answer": "audio 1"}, {"id": "r1", "answer": "audio 1"},
+            {"id": "r3", "answer": "perhaps"}, {"id": "r4", "note": "no answer"}]  # fmt: skip
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
     done = run(
         "--answers", tmp_path / "mine.jsonl", "--bench", bench / "bench.jsonl", "--out", tmp_path
@@ -396,6 +404,15 @@ def test_answers_from_a_file(bench, tmp_path):
         "--text-only",
     )
     assert again.returncode == 2 and "--text-only" in again.stderr
+
+
+def test_predictions_beside_the_golds_of_a_bench(tmp_path):
+    """Where rows hold the bench's `answer` too, it is nobody's prediction, said or not."""
+    for name in ("prediction", "pred", "model_output", "model_prediction", "answer_prediction"):
+        rows = [{"id": "a", "answer": "dog", name: "cat"}, {"id": "b", "answer": "rain"}]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(rows))
+        assert judge.Written(path).said == {"a": "cat", "b": None}
 
 
 NO_ANSWERS = ['{"id": "r0", "answer": 3}', '{"answer": "audio 1"}', '["r0"]',

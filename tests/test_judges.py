@@ -681,6 +681,13 @@ def test_a_sheet_is_made_scored_and_read(tmp_path, capsys):
     assert [row["id"] for row in rows] == [f"[r{i}]" for i in range(5, 20)]
     assert list(rows[0]) == list(judge.SHEET) and rows[0]["gold"] == "audio 1"
     assert all(row[f"score_{k}"] == "" for row in rows for k in (1, 2, 3))
+    table = open(path, encoding="utf-8-sig", newline="").read()
+    filled = table.replace(",,,", ",4,,", 1)
+    (tmp_path / "s.csv").write_text(filled, encoding="utf-8-sig")
+    with pytest.raises(BadInput, match="no sheet that people have filled in"):
+        agree("--make", "10", "--out", path)
+    assert open(path, encoding="utf-8-sig", newline="").read() == filled != table
+    (tmp_path / "s.csv").write_text(table, encoding="utf-8-sig")
     with pytest.raises(BadInput, match="found neither"):
         agree(path)
     with open(path, "w", newline="", encoding="cp1252") as file:  # as it leaves a German Excel

@@ -417,7 +417,7 @@ def told_fact(text, *_):
     return read_fact(quoted(text))
 
 
-def known_of(facts, claim):
+def meant_by(facts, claim):
     """Who is meant by a claim, what is claimed, and what is told of them."""
     for form, first, kind, second in CLAIMS:
         if match := re.fullmatch(form, claim):
@@ -436,7 +436,7 @@ def known_of(facts, claim):
 
 def follows(facts, claim):
     """Whether what is claimed is so, not so, or not told."""
-    _, claimed, found = known_of(facts, claim)
+    _, claimed, found = meant_by(facts, claim)
     return yes_if(claimed in found) if found else "nei"
 
 
@@ -798,7 +798,7 @@ def step_between(item, texts, told, names):
     if kind == "keyword":
         return f"In audio 1 and audio 2: {', '.join(w for w in told[0] if w in told[1])}."
     if kind == "bridge":
-        (who,), _, what = known_of(told, names[0])
+        (who,), _, what = meant_by(told, names[0])
         return f"That is: the {who}, {''.join(what) or 'nothing known'}."
     parts = [text.split(", ") for text in texts]
     if kind == "difference":
@@ -855,18 +855,24 @@ def check(item, rows):
     """Everything that is told of an item is found in the rows, and the verdict in both."""
     way, names = asked(item["meta"]["kind"], item["question"])
     heard = [way.hear(row, *names) for row in rows]
-    texts = told_texts(item)
-    told = [way.told(text, *names) for text in texts]
+    told = [way.told(text, *names) for text in told_texts(item)]
     where = (item["meta"]["kind"], item["question"], item["answer"])
-    if len(rows) > 1 and item["meta"]["kind"] != "describe_each":
-        evidence = "; ".join(f"audio {i}: {text}" for i, text in enumerate(texts, 1))
-        step = step_between(item, texts, told, names)
-        begins = f"{evidence}. {step}" if step else f"{evidence}."
-        assert re.fullmatch(f"{re.escape(begins)} {ENDING}", item["answer"]), (where, begins)
     assert agree(item, heard, told, way), (where, heard, told)
     assert near(way.judge(heard, *names), gold_of(item), 0), (where, heard)
     assert near(way.judge(told, *names), gold_of(item), way.lost), (where, told)
     assert score(item["gold"], item["answer"]) == 1, where
+
+
+def check_answer(item):
+    """An answer on several clips: what is heard in each, the step from there, the verdict."""
+    texts = told_texts(item)
+    if len(texts) == 1 or item["meta"]["kind"] == "describe_each":
+        return
+    way, names = asked(item["meta"]["kind"], item["question"])
+    step = step_between(item, texts, [way.told(text, *names) for text in texts], names)
+    evidence = "; ".join(f"audio {i}: {text}" for i, text in enumerate(texts, 1))
+    begins = f"{evidence}. {step}" if step else f"{evidence}."
+    assert re.fullmatch(f"{re.escape(begins)} {ENDING}", item["answer"]), (item, begins)
 
 
 # --- one clip
@@ -984,6 +990,7 @@ def test_gold_evidence_and_verdict_are_found_again(task):
     for place in DECKS:
         for item, rows in items(*place, task, 60):
             check(item, rows)
+            check_answer(item)
             kinds[item["meta"]["kind"]] += 1
     assert set(kinds) == {kind.__name__ for kind in TASKS[task].kinds}
     assert min(kinds.values()) >= 30, kinds
@@ -995,6 +1002,7 @@ def test_gold_evidence_and_verdict_are_found_again_in_many(task):
     for place in DECKS:
         for item, rows in deck(*place).items(task, 500, seed=77):
             check(item, rows)
+            check_answer(item)
 
 
 def said_of(heard, says, kind):
@@ -1010,6 +1018,19 @@ def said_of(heard, says, kind):
     if says == "something else":
         return True
     return (says.removeprefix("no ").strip('"') in names) != says.startswith("no ") or says in heard
+
+
+def test_an_answer_with_a_wrong_step_is_noticed():
+    noticed = 0
+    for task in SEVERAL:
+        for item, _ in items(3, "test", task, 60):
+            wrong = re.sub(r"(\. .*?)(one|two|three|no other|audio \d|voice A)(.*\. )", r"\1ten\3",
+                           item["answer"], count=1)  # fmt: skip
+            if wrong != item["answer"]:
+                with pytest.raises(AssertionError):
+                    check_answer({**item, "answer": wrong})
+                noticed += 1
+    assert noticed > 50
 
 
 def test_what_is_picked_out_is_in_a_text_of_all_that_is_heard():

@@ -1,4 +1,4 @@
-"""The rehearsal of tests/rehearse.py at a hundredth of the size, and whether it sees a fault."""
+"""The rehearsal of tests/rehearse.py with 46 million parameters, and whether it sees a fault."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ STAGES = "make download check sample toy train resume merge judge".split()
 
 
 def test_every_stage_is_reported(tmp_path):
-    words = ["--scale", "0.01", "--steps", "4", "--folder", tmp_path]
+    words = ["--scale", "0.003", "--steps", "4", "--folder", tmp_path]
     line = [sys.executable, "-m", "tests.rehearse", *map(str, words)]
     run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -73,10 +73,11 @@ def says(text, code=0):
         (Stage(says("done"), print, lambda place: False), "expected to be stopped, found 0: done"),
         (Stage(says("train.py: full\n====", 1), print), "found 1: train.py: full$"),
         (Stage(says("done"), lambda place: [][0]), "odd: IndexError.*; done"),
-        (Stage(says("done"), rehearse.checked), "odd: it says: expected no faults, found $"),
+        (Stage(says("done"), rehearse.checked), "odd: it says: expected no faults, found a fault$"),
     ],
 )
 def test_a_stage_that_fails_is_named(place, stage, words):
+    (place.home / "check.out").write_text("a fault")
     stages = {"odd": stage, "never": Stage(says("never"), print)}
     with pytest.raises(BadInput, match=words):
         rehearse.rehearse(place, stages)
