@@ -117,13 +117,12 @@ def make(dir, scale):
     write_json(dir / "config.json", config)
     write_json(dir / "generation_config.json", {"eos_token_id": ids["<|im_end|>"]})
     table, index = parameters_of(config), {}
-    names, sizes = list(table), [p.numel() * 2 for p in table.values()]
+    names, sizes, on = list(table), [p.numel() * 2 for p in table.values()], device()
     parts = list(batches(sizes, SHARD * scale))
     for i, part in enumerate(parts, 1):
         file = f"model-{i:05}-of-{len(parts):05}.safetensors"
-        shard = {name: by_chance(name, table[name].shape, device()) for name in names[part]}
-        write_tensors(dir / file, shard)
-        index |= dict.fromkeys(shard, file)
+        write_tensors(dir / file, {n: by_chance(n, table[n].shape, on) for n in names[part]})
+        index |= dict.fromkeys(names[part], file)
     write_json(dir / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": index})
     with ThreadPoolExecutor() as pool:
         listed = list(pool.map(listing, sorted(dir.iterdir())))
