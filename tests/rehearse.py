@@ -1,7 +1,7 @@
 """A rehearsal of the README's real path, on random weights of Audio Flamingo 3's own size: every
 command that a user of the real checkpoint will type, how long it takes, and how much memory.
 
-    python -m tests.rehearse                         8.3 billion parameters in bf16, 16.5 GB
+    python -m tests.rehearse                         8.3 billion parameters: 42 GB of disk
     python -m tests.rehearse --scale 0.01            a hundredth of them: a minute on one core
     python -m tests.rehearse --folder /data --keep   where it all lies, and it stays there
 
@@ -16,10 +16,11 @@ command that a user of the real checkpoint will type, how long it takes, and how
     judge     judge.py on what was merged
 
 It takes a GPU where there is one (two ranks where there are two), else the CPU, where the full size
-is slow. After each command its exit code and what it left are checked; the first that fails ends
-the rehearsal with exit code 1 and a line. `GB` is the most that one of a command's processes held,
-mapped files included; `GPU GB` is torch's own peak, where the command tells it. At most two copies
-of the weights lie on the disk at a time: the server's goes when it has come.
+took 17 minutes with one thread of an AMD EPYC. After each command its exit code and what it left
+are checked; the first that fails ends the rehearsal with exit code 1 and a line. `GB` is the most
+that one of a command's processes held, mapped files included; `GPU GB` is torch's own peak, where
+the command tells it. At most two copies of the weights lie on the disk at a time: the server's goes
+when it has come.
 """
 
 import argparse
