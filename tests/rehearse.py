@@ -16,7 +16,7 @@ command that a user of the real checkpoint will type, how long it takes, and how
     judge     judge.py on what was merged
 
 It takes a GPU where there is one (two ranks where there are two), else the CPU, where the full size
-took 17 minutes with one thread of an AMD EPYC. After each command its exit code and what it left
+took 17 minutes, in two parts, on one busy core. After each command its exit code and what it left
 are checked; the first that fails ends the rehearsal with exit code 1 and a line. `GB` is the most
 that one of a command's processes held, mapped files included; `GPU GB` is torch's own peak, where
 the command tells it. At most two copies of the weights lie on the disk at a time: the server's goes
