@@ -2174,17 +2174,12 @@ def run_agree(args):
     expect(marked, args.report, "answers that were judged", "none")
     chosen = random.Random(args.seed).sample(range(len(marked)), min(args.make, len(marked)))
     out = args.out or Path("sheet.csv")
-    expect(not is_filled(out), "--out", "no sheet that people have filled in", out)
+    if out.exists():
+        rows, columns = sheet_rows(out)
+        filled = any(row[name] for row in rows for name in columns)
+        expect(not filled, "--out", "no sheet that people have filled in", out)
     write_sheet(out, [marked[i] for i in sorted(chosen)])
     print(clean(f"{out}: {len(chosen)} of {len(marked)} judged items, for people to score"))
-
-
-def is_filled(path) -> bool:
-    if not path.exists():
-        return False
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        return any(value for row in csv.DictReader(file)
-                   for name, value in row.items() if str(name).startswith("score"))  # fmt: skip
 
 
 def verdicts(item) -> dict:
@@ -2217,9 +2212,8 @@ def write_sheet(path, items):
             table.writerow([id_cell(item), *map(sheet_cell, told), "", "", ""])
 
 
-def read_sheet(path, items) -> dict:
-    """{number of the item: [a number, True, False or None by each of the annotators]}"""
-    known = {id_cell(item): i for i, item in enumerate(items)}
+def sheet_rows(path) -> tuple[list[dict], list[str]]:
+    """Its rows, and the names of its columns of scores."""
     try:
         text = path.read_bytes().decode("utf-8-sig", "replace")
         separator = max(",;\t", key=text.partition("\n")[0].count)  # as that country writes it
@@ -2229,7 +2223,13 @@ def read_sheet(path, items) -> dict:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     columns = [name for name in (rows[0] if rows else ()) if re.match("(?i)score", name or "")]
     expect(columns and "id" in rows[0], path, "columns id, score_1, ...", "others, or no rows")
-    found = {}
+    return rows, columns
+
+
+def read_sheet(path, items) -> dict:
+    """{number of the item: [a number, True, False or None by each of the annotators]}"""
+    known = {id_cell(item): i for i, item in enumerate(items)}
+    (rows, columns), found = sheet_rows(path), {}
     for number, row in enumerate(rows, 1):
         where, i = f"{path}: row {number}", known.get((row["id"] or "").strip())
         expect(i is not None and i not in found, f"{where}: id", "an item, once", repr(row["id"]))

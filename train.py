@@ -109,17 +109,16 @@ RECIPES = {
                     out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5),
 }  # fmt: skip
 LANGUAGE, JOINT = "language_model, lm_head", "multi_modal_projector"
-LAST = "audio_tower.layers.3, audio_tower.layer_norm"
-RARE = "pair_same 3, speaker_pair 2, bridge 2, contrast 2, difference 1.5, compare 1.5"
+LAST = "audio_tower.layers.3, audio_tower.layer_norm"  # of the encoder's four
 # What the small model learns, one after another, each phase from what the one before it left. The
 # gate at its end says whether the next one makes sense: a stall costs minutes and names its cause.
 PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 1800, "gate": 0.8},
-    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": f"single 0.3, {RARE}",
-             "steps": 1500, "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
+    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1500,
+             "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
     "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 800, "gate": 0.8},
-    "answer": {"text": 0.25, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1000,
-               "weight": 1.5, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
+    "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1000,
+               "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -215,19 +214,19 @@ def lay_out(row, net, root, weight, lead=1.0) -> Example:
     return Example(row["id"], row["task"], ids, [row["clips"][i] for i in order], learned)
 
 
-# "audio 1: a; audio 2: b. That is: a. So the answer is: audio 1." is what is heard, a reason or
-# none, the words that lead to the verdict, and the verdict.
-JUDGED = r"(?is)(?:(.*?\.)( .*?\.)??)?( ?[^.]*\banswer\b[^.:]*:)(.*)"
+JUDGED = r"(?is)(.*\banswer\b[^:]*:)(.*)"  # what leads to a verdict, and the verdict
 
 
 def verdict_weights(tokenizer, piece, weight, lead=1.0) -> list[float]:
-    """Reason and verdict weigh more, with the token that ends the turn. An answer that says no
-    "answer" is all of the same weight."""
+    """Of "audio 1: a; audio 2: b. That is: a. So the answer is: audio 1." the first sentence is
+    what is heard and the last one leads to the verdict; the reason between them, the verdict, and
+    the token that ends the turn weigh more. An answer that says no "answer" weighs 1."""
     found = re.fullmatch(JUDGED, tokenizer.decode(piece))
     if not found:
         return [1.0] * len(piece)
-    heard, reason, leads, _ = (len(tokenizer.encode(part or "")) for part in found.groups())
-    counts = [lead] * heard + [weight] * reason + [lead] * leads
+    *before, leads = re.split(r"(?<=\.)(?= )", found[1])
+    parts = [(part, weight if i else lead) for i, part in enumerate(before)] + [(leads, lead)]
+    counts = [count for part, count in parts for _ in tokenizer.encode(part)]
     return list(map(float, counts + [weight] * (len(piece) - len(counts))))
 
 
@@ -309,10 +308,10 @@ class Answers:
         return lay_out(self.seen(row, written), self.net, self.root, self.recipe.weight)
 
     def seen(self, row, as_text) -> dict:
-        if as_text:  # all that is heard, where the evidence is only what is asked for
-            meta = row.get("meta", {})
-            return view_as_text({**row, "meta": {**meta, "evidence": meta["heard"]}}
-                                if "heard" in meta else row)  # fmt: skip
+        if as_text:
+            heard = row.get("meta", {}).get("heard")  # all, where evidence is of what is asked
+            row = {**row, "meta": {**row["meta"], "evidence": heard}} if heard else row
+            return view_as_text(row)
         return VIEWS[self.recipe.view](row) if self.recipe.view else row
 
     def loss(self, examples):
@@ -861,7 +860,7 @@ def join_ranks(device) -> Ranks:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks()
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())
 

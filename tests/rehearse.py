@@ -51,10 +51,10 @@ from model import Config, PolyAudio, batches, canonical, hub_name, write_tensors
 from prepare import (  # noqa: E402
     INDEX, BadInput, expect, open_tensors, read_json, shard_files, write_json,
 )  # fmt: skip
+from train import SPECIAL  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ID, COMMIT = "somebody/audio-flamingo-3-by-chance", "0" * 40
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "[BOA]", "[EOA]"]
 WORDS = 1000  # tokens of the tokenizer; the other rows of the vocabulary belong to none
 SHARD = 5e9  # bytes of a file at full size
 QUESTION = "What is in each clip, and how do they differ?"
@@ -416,9 +416,8 @@ def main():
     steps = STEPS[device()] if args.steps is None else args.steps
     expect(steps >= 4, "--steps", "4 or more, to be stopped in between", steps)
     args.folder.mkdir(parents=True, exist_ok=True)
-    prepare.check_space(
-        args.folder, 2.5 * bytes_of(args.scale) + 2e8
-    )  # two copies, and a run's checkpoints
+    room = 2.5 * bytes_of(args.scale) + 2e8  # two copies, and a run's checkpoints
+    prepare.check_space(args.folder, room)
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(143))  # and what was made goes
     subprocess._USE_VFORK = False  # else the peak of a command would begin at that of this process
     home = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=args.folder)).resolve()

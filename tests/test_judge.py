@@ -5,14 +5,18 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tests.checkpoints import make_speaking
 from tests.conftest import ROOT
 
 import judge
+from model import find_device
 
 
 def row(i, task="odd", skill="comparison", kind="clip", value=1, answer="audio 1", **more):
@@ -351,6 +355,62 @@ def test_literal_and_remapped_orders():
     same = row(1, kind="yesno", value="yes", answer="yes", question="Are both the same?")
     assert not judge.names_index(same)
     assert judge.flips(said, "audio 2", literal, "audio 2", literal=True) is False
+
+
+def test_an_index_in_a_turn_is_an_index():
+    for text, names in (("Is clip 2 louder?", True), ("Is either loud?", False)):
+        turns = [{"role": "user", "content": f"<sound-1> <sound-2> {text}"}]
+        one = {**row(0, kind="yesno", value="yes"), "messages": turns}
+        del one["question"], one["answer"]
+        assert judge.names_index(one) is names
+
+
+def test_a_marker_that_the_model_once_said_is_text():
+    seen = []
+    server = object.__new__(judge.Server)
+    say = lambda told, *_: seen.append(told) or {"finish": "stop", "content": "x"}
+    server.service = SimpleNamespace(say=say)
+    turns = [{"role": "user", "content": "<sound-1> What is it?"},
+             {"role": "assistant", "content": "I mean <sound-9>."},
+             {"role": "user", "content": "Say it again."}]  # fmt: skip
+    assert server.answer((0, turns, [np.zeros(1600, np.float32)], "polyaudio")) == "x"
+    assert seen[0][1]["content"] == [{"type": "text", "text": "I mean <sound-9>."}]
+    assert [part["type"] for part in seen[0][0]["content"]].count("input_audio") == 1
+
+
+def test_likelihoods_are_of_the_rows_as_they_are():
+    args = SimpleNamespace(mode="official", bench="compa-order", llm=None, embeddings=None,
+                           weights="w", view=None, vote=0, late_fusion=False)  # fmt: skip
+    judge.check_mode(args, judge.BENCHES["compa-order"], [])
+    for change in ({"view": "text-only"}, {"vote": 3}, {"late_fusion": True}):
+        with pytest.raises(judge.BadInput, match="the clips and captions as they are"):
+            judge.check_mode(SimpleNamespace(**{**vars(args), **change}),
+                             judge.BENCHES["compa-order"], [])  # fmt: skip
+
+
+def test_a_bench_names_no_clip_outside_its_folder(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.wav").write_bytes(b"")
+    with pytest.raises(judge.BadInput, match="expected a file under"):
+        judge.clip_at(data, data / "rows.json", "../secret.wav")
+
+
+def test_odd_rows_of_a_bench_are_refused():
+    asked = {"audio1": "a", "audio2": "b", "question": "q", "labels": 5}
+    with pytest.raises(judge.BadInput, match="labels, reference"):
+        judge.mae_row(asked, 1, Path(f"{next(iter(judge.MAE))}.json"), None)
+    heard = {"path": "a/b/c.flac", "split": "test", "transcript": "x"}
+    with pytest.raises(judge.BadInput, match="PART/SPEAKER/CHAPTER/FILE"):
+        judge.heard_row(heard, 1, None, None, "librispeech")
+
+
+def test_each_process_has_its_gpu(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("the name of the GPU is known from an error only where there is none")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(judge.BadInput, match="--device cuda:3"):
+        find_device("cuda")
 
 
 def test_a_strange_clip_is_another_one():

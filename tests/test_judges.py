@@ -687,6 +687,9 @@ def test_a_sheet_is_made_scored_and_read(tmp_path, capsys):
     with pytest.raises(BadInput, match="no sheet that people have filled in"):
         agree("--make", "10", "--out", path)
     assert open(path, encoding="utf-8-sig", newline="").read() == filled != table
+    (tmp_path / "s.csv").write_text(filled.replace(",", ";"), encoding="utf-8-sig")
+    with pytest.raises(BadInput, match="no sheet that people have filled in"):
+        agree("--make", "10", "--out", path)  # as a spreadsheet of another country wrote it
     (tmp_path / "s.csv").write_text(table, encoding="utf-8-sig")
     with pytest.raises(BadInput, match="found neither"):
         agree(path)

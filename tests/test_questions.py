@@ -1040,10 +1040,13 @@ def test_what_is_picked_out_is_in_a_text_of_all_that_is_heard():
             if "heard" not in item["meta"]:
                 assert item["meta"]["kind"] not in {kind.__name__ for kind in synth.PICKY}
                 continue
-            for known, heard in zip(item["meta"]["evidence"], item["meta"]["heard"]):
-                assert known["clip"] == heard["clip"]
-                where = item["meta"]["kind"], known["says"], heard["says"]
-                assert said_of(heard["says"], known["says"], where[0]), where
+            moved = view_permute(item, [*range(2, len(rows) + 1), 1])["meta"]
+            for meta in (item["meta"], moved):
+                for known, heard in zip(meta["evidence"], meta["heard"], strict=True):
+                    assert known["clip"] == heard["clip"]
+                    where = meta["kind"], known["says"], heard["says"]
+                    assert said_of(heard["says"], known["says"], where[0]), where
+            assert moved["heard"] != item["meta"]["heard"]
             seen[item["meta"]["kind"]] += 1
     assert seen.keys() == {kind.__name__ for kind in synth.PICKY} and min(seen.values()) >= 10
 
