@@ -122,7 +122,7 @@ class Server:
     that the text gives it and with its index before it."""
 
     def __init__(self, url, model, args, journal):
-        self.service = Service(url, model, journal, args.per_minute)
+        self.service = Service(url, model, journal, args.per_minute, apart=True)
         self.name, self.how, self.hashes = f"{model} at {masked(url)}", "a server", {}
         self.threads = args.concurrency
         leave_at_once()
@@ -138,11 +138,9 @@ class Server:
                  if m["role"] == "user" else [{"type": "text", "text": m["content"]}]}
                 for m in place_clips(messages, len(clips))]  # fmt: skip
         try:
-            said = self.service.say(told, 0, NEW, 0)
+            return self.service.say(told, 0, NEW, 0)["content"]
         except NoReply as mistake:
             return mistake
-        unread = said["finish"] == "unreadable"
-        return NoReply("a reply that is none") if unread else said["content"]
 
 
 def parts(text, clips, indexed) -> list[dict]:
@@ -205,11 +203,12 @@ def asked_of(row) -> str:
 
 
 def stamp(clip, root) -> list:
-    """A clip, and the size and date of its file or files."""
+    """A clip, and the size and date of its file or files, if they are there."""
     if isinstance(clip, dict) and "join" in clip:
         return [clip["silence"], *(stamp(part, root) for part in clip["join"])]
-    file = Path(root, clip["path"] if isinstance(clip, dict) else clip).stat()
-    return [clip, file.st_size, file.st_mtime_ns]
+    path = Path(root, clip["path"] if isinstance(clip, dict) else clip)
+    file = path.stat() if path.exists() else None
+    return [clip, file and file.st_size, file and file.st_mtime_ns]
 
 
 # What else a network can be asked, to find out what its answers lean on: each gives the answers to
@@ -217,11 +216,15 @@ def stamp(clip, root) -> list:
 
 
 def ask_fused(asking, rows):
-    """Late fusion: each clip is described by itself, and the question asked on the descriptions."""
+    """Late fusion: each clip is described by itself, and the question asked on the descriptions,
+    if all of them could be had."""
     alone = [each_alone(row) for row in rows]
     told = iter(asking.ask([one for each in alone for one in each], "described"))
-    fused = [view_captioned(row, list(islice(told, len(each)))) for row, each in zip(rows, alone)]
-    return asking.ask(fused, "judged on descriptions")
+    told = [list(islice(told, len(each))) for each in alone]
+    whole = [i for i, each in enumerate(told) if None not in each]
+    fused = [view_captioned(rows[i], told[i]) for i in whole]
+    said = dict(zip(whole, asking.ask(fused, "judged on descriptions")))
+    return [said.get(i) for i in range(len(rows))]
 
 
 def ask_voting(asking, rows, k):
@@ -607,7 +610,7 @@ class Bench(NamedTuple):
                 where += f" ({raw['id']})" if "id" in raw else ""
                 made = self.make(raw, number, file, partial(clip_at, data, file))
                 for row in made if isinstance(made, list) else [made]:
-                    row = as_example(row, where, data)
+                    row = as_example(row, where, None)  # a clip that is not there is missing
                     expect(row["id"] not in seen, "id", "one of its own", f"another {row['id']}")
                     seen.add(row["id"])
                     yield row
@@ -1051,31 +1054,40 @@ def bleu4(references, answers) -> float:
     return precision**0.25 * math.exp(min(0.0, 1 - closest / length))
 
 
-def spice(references, answers, jar) -> float:
-    """The mean over answers, by the program of its makers."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, told = Path(folder, "asked.json"), Path(folder, "told.json")
-        pairs = enumerate(zip(references, answers))
-        write_json(asked, [{"image_id": i, "test": a, "refs": texts} for i, (texts, a) in pairs])
-        command = ["java", "-Xmx8G", "-jar", str(jar), str(asked), "-out", str(told), "-silent"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        expect(done.returncode == 0, jar, "a program that ends well", done.stderr[-200:])
-        values = [each["scores"]["All"]["f"] for each in read_json(told)]
-    expect(len(values) == len(answers), jar, f"{len(answers)} scores", len(values))
-    return sum(value for value in values if value == value) / len(values)  # NaN: nothing in common
+class Spice:
+    """The program of its makers, which is run only where somebody names it. It stands among the
+    judges."""
+
+    def __init__(self, jar):
+        self.jar, self.name = Path(jar), Path(jar).name
+
+    def spice(self, references, answers) -> float:
+        """The mean over answers."""
+        jar, pairs = self.jar, enumerate(zip(references, answers))
+        given = [{"image_id": i, "test": a, "refs": texts} for i, (texts, a) in pairs]
+        with tempfile.TemporaryDirectory() as folder:
+            asked, told = Path(folder, "asked.json"), Path(folder, "told.json")
+            write_json(asked, given)
+            command = ["java", "-Xmx8G", "-jar", str(jar), str(asked), "-out", str(told), "-silent"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            expect(done.returncode == 0, jar, "a program that ends well", done.stderr[-200:])
+            values = [each["scores"]["All"]["f"] for each in read_json(told)]
+        expect(len(values) == len(answers), jar, f"{len(answers)} scores", len(values))
+        values = [0.0 if math.isnan(value) else value for value in values]  # nothing in common
+        return sum(values) / len(values)
 
 
 def official_adiff(rows, said, judges, data) -> Official:
     told, figures = [answer or "" for answer in said], {}
-    jars = find_files(Path(data), "spice-*.jar") if shutil.which("java") else []
+    program = next((judge for judge in judges if hasattr(judge, "spice")), None)
     for task in sorted({row["task"] for row in rows}):
         mine = [i for i, row in enumerate(rows) if row["task"] == task]
         pairs = [[rows[i]["answer"]] for i in mine], [told[i] for i in mine]
         figures[f"{task}: BLEU-4"] = bleu4(*pairs)
-        if jars:
-            figures[f"{task}: SPICE"] = spice(*pairs, jars[0])
+        if program:
+            figures[f"{task}: SPICE"] = program.spice(*pairs)
     notes = ["a figure is of a whole set, not the mean of its items; one reference an item"]
-    notes += [] if jars else ["no SPICE: it takes java, and spice-*.jar beside its lib in DIR"]
+    notes += [] if program else ["no SPICE: it takes java, and --spice"]
     notes += counted(said.count(None), "missing answers are scored as empty ones")
     return Official([bleu4([[row["answer"]]], [a]) for row, a in zip(rows, told)], figures, notes)
 
@@ -1459,6 +1471,8 @@ def judged(row, answer) -> dict:
     """One item of the report: its score is None where the answer was missing or unparsed."""
     names = ("id", "task", "skill", "clips", "question", "choices", "gold")
     about = {"question": asked_of(row)} | {name: row[name] for name in names if name in row}
+    about["reference"] = conversation(row)[-1]["content"]
+    about["meta"] = {k: v for k, v in row["meta"].items() if k in ("verdict", "range")}
     right = None if answer is None else score(row["gold"], answer)
     return {**about, "answer": answer, "score": right, **aside(row["gold"], answer)}
 
@@ -1483,20 +1497,19 @@ def aside(gold, answer) -> dict:
     return {}
 
 
-def tally(rows, items) -> dict:
-    """The report on items as judged() makes them, columns added or not."""
+def tally(items) -> dict:
+    """The report on items as judged() makes them, columns added or not: they hold all of it."""
     report = {"macro": 0.0, "weighted": 0.0, "single": {}, "tasks": {}, "skills": {}, "clips": {}}
-    pairs = list(zip(rows, items))
-    several = [pair for pair in pairs if pair[0]["skill"] != "single"]
-    alone = [pair for pair in pairs if pair[0]["skill"] == "single"]
+    several = [item for item in items if item["skill"] != "single"]
+    alone = [item for item in items if item["skill"] == "single"]
     for name, among, key in (
-        ("tasks", several, lambda row: row["task"]), ("single", alone, lambda row: row["task"]),
-        ("skills", several, lambda row: row["skill"]),
-        ("clips", several, lambda row: str(len(row["clips"]))),
+        ("tasks", several, itemgetter("task")), ("single", alone, itemgetter("task")),
+        ("skills", several, itemgetter("skill")),
+        ("clips", several, lambda item: str(len(item["clips"]))),
     ):  # fmt: skip
         groups = {}
-        for row, item in among:
-            groups.setdefault(key(row), []).append((row, item))
+        for item in among:
+            groups.setdefault(key(item), []).append(item)
         order = sorted(groups) if name == "clips" else groups
         report[name] = {group: summary(groups[group]) for group in order}
     counted = (report["tasks"], several) if several else (report["single"], alone)
@@ -1521,11 +1534,11 @@ def interval(means) -> dict:
     return {"low": float(low), "high": float(high)}
 
 
-def averages(tasks, pairs) -> dict:
+def averages(tasks, items) -> dict:
     """Over the tasks, each of the same weight, and over their items."""
     if not tasks:
         return {"macro": 0.0, "weighted": 0.0}
-    by_task = [points([item for row, item in pairs if row["task"] == task]) for task in tasks]
+    by_task = [points([item for item in items if item["task"] == task]) for task in tasks]
     dice = np.random.default_rng(0)
     macro = np.mean([drawn_means(scores, dice) for scores in by_task], axis=0)
     found = {"macro": float(np.mean([scores.mean() for scores in by_task])),
@@ -1536,9 +1549,7 @@ def averages(tasks, pairs) -> dict:
     return found
 
 
-def summary(pairs) -> dict:
-    """Of some rows and their items."""
-    rows, items = zip(*pairs)
+def summary(items) -> dict:
     n, scores = len(items), points(items)
     missing = sum(item["answer"] is None for item in items)
     found = {
@@ -1547,28 +1558,27 @@ def summary(pairs) -> dict:
         "unparsed": sum(item["score"] is None for item in items) - missing,
         "score": float(scores.mean()),
         **interval(drawn_means(scores, np.random.default_rng(0))),
-        "chance": sum(chance(row) for row in rows) / n,
-        "majority": majority(rows),
+        "chance": sum(map(chance, items)) / n,
+        "majority": majority(items),
     }
     for name in TASK_MEANS:
         known = [item[name] for item in items if item.get(name) is not None]
         if any(name in item for item in items):
             found[name] = sum(known) / len(known) if known else None
-    return {**found, **marks_of(items), **second_looks(rows, items)}
+    return {**found, **marks_of(items), **second_looks(items)}
 
 
-def second_looks(rows, items) -> dict:
+def second_looks(items) -> dict:
     """Means over the items that have one; errors in transcripts by the words that were said."""
     found = {}
     for name in ("kendall", "error", "iou"):
         known = [item[name] for item in items if name in item]
         found |= {name: sum(known) / len(known)} if known else {}
-    spoken = [(len(words(row["gold"]["value"])), item["wer"])
-              for row, item in zip(rows, items) if "wer" in item]  # fmt: skip
+    spoken = [(len(words(item["gold"]["value"])), item["wer"]) for item in items if "wer" in item]
     if spoken:
         found["wer"] = sum(n * wer for n, wer in spoken) / sum(n for n, _ in spoken)
-    told = [(row["gold"]["value"]["text"], item["answer"] or "")
-            for row, item in zip(rows, items) if row["gold"]["type"] == "text"]  # fmt: skip
+    told = [(item["gold"]["value"]["text"], item["answer"] or "")
+            for item in items if item["gold"]["type"] == "text"]  # fmt: skip
     if told:
         found["bleu-4"] = bleu4([[text] for text, _ in told], [answer for _, answer in told])
     return found
@@ -1587,12 +1597,15 @@ def marks_of(items) -> dict:
     return {"marks": found} if found else {}
 
 
-def majority(rows) -> float:
-    """The mean score of the best answer that is the same for all: one of the commonest verdicts."""
-    verdicts = Counter(row["meta"].get("verdict", conversation(row)[-1]["content"]) for row in rows)
+def majority(items) -> float:
+    """The mean score of the best answer that is the same for all: one of the commonest verdicts, or
+    the letter of an option."""
+    verdicts = Counter(item["meta"].get("verdict", item["reference"]) for item in items)
     constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
-    scores = (sum(score(row["gold"], told) or 0 for row in rows) for told in constants)
-    return max(scores) / len(rows)
+    most = max(len(item["gold"].get("choices", ())) for item in items)
+    constants += [f"({letter})" for letter in string.ascii_uppercase[:most]]
+    scores = (sum(score(item["gold"], told) or 0 for item in items) for told in constants)
+    return max(scores) / len(items)
 
 
 def table(report, by_n=False) -> list[str]:
@@ -1636,7 +1649,8 @@ COLUMNS = {  # of the tables, in this order where a report has them, and what ea
     "B - A": "The second less the first.",
     "95 %": "Where the figure before it would lie in 95 of 100 draws of as many questions.",
     "B better": "Share of the same draws in which the second report scores higher.",
-    "official": "Mean score by the benchmark's published rule, quirks included.",
+    "official": "Mean over questions of the published rule's score of each; its own figures stand "
+                "below the tables.",
     "chance": "What a uniform guess over each question's possible answers would score.",
     "majority": "What the best answer that is the same for all would score, without listening.",
     "text-only": "What the model itself scores when it is asked without the clips.",
@@ -1653,10 +1667,9 @@ COLUMNS = {  # of the tables, in this order where a report has them, and what ea
     "bleu-4": "BLEU-4: runs of up to four words that the answer shares with the reference.",
 }  # fmt: skip
 MARKS = ("chance", "majority", "text-only")  # beside a bar; the page says how each is drawn
-ABOUT = ("id", "task", "skill", "question", "choices", "clips", "gold", "answer", "score")
-TABLES = {"tasks", "single", "skills", "clips", "items", "columns", "official"} | {
-    "macro", "weighted", "low", "high", "name", "root"
-}  # fmt: skip
+ABOUT = ("id", "task", "skill", "question", "choices", "clips", "gold", "reference", "meta",
+         "answer", "score")  # fmt: skip
+DRAWN = {"tasks", "single", "skills", "clips", "items", "macro", "weighted", "low", "high", *MEANS}
 
 PAGE_STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfa; --ink: #22262b; --soft: #646970;
@@ -2021,7 +2034,8 @@ def write_page(path, reports, embed=0, differences=None):
     fields = chosen_by("task", {"": "all", **dict(zip(tasks, tasks))})
     fields += chosen_by("verdict", {"": "all", **dict(zip(verdicts, verdicts))})
     fields += chosen_by("of", {"": "any report", **dict(enumerate(names))}) * several
-    made = [{k: r[k] for k in r if k not in TABLES | COLUMNS.keys()} for r in reports]
+    apart = DRAWN | {"name", "root", "official"}
+    made = [{name: report[name] for name in report if name not in apart} for report in reports]
     made = facts(dict(zip(names, made)) if several else made[0])
     official = {name: r["official"] for name, r in zip(names, reports) if "official" in r}
     official = f"<h2>By the published rule</h2>{facts(official)}" if official else ""
@@ -2038,43 +2052,48 @@ def write_page(path, reports, embed=0, differences=None):
 # the same ones, so it is the items' differences that are drawn anew (a paired bootstrap), within
 # each task, for the macro mean weighs every task alike.
 
-ITEM = {"id": str, "task": str, "gold": dict, "score": float | None}
-REPORT = {"macro": float, "weighted": float, "tasks": {}, "single": {}, "items": [ITEM]}
-
-
-def is_summary(found) -> bool:
-    """Whether the numbers that the page draws are numbers."""
-    names = ("score", "low", "high", *MARKS)
-    fine = isinstance(found, dict) and ("low" in found) == ("high" in found)
-    return fine and all(
-        fits(found[name], float) or (found[name] is None and name == "text-only")
-        for name in names
-        if name in found
-    )
-
-
-def are_clips(found) -> bool:
-    fine = isinstance(found, list)
-    return fine and all(isinstance(clip, str) or fits(clip, {"path": str}) for clip in found)
-
-
-def is_group(found) -> bool:
-    return isinstance(found, dict) and all(map(is_summary, found.values()))
+ITEM = {"id": str, "task": str, "skill": str, "clips": list, "question": str, "reference": str,
+        "gold": dict, "meta": dict}  # fmt: skip
+MARKED = {"marks": [int | None], "raw": float | None, "share": float | None}
 
 
 def read_report(path) -> dict:
+    """What was asked and answered is taken from it, every figure is computed again: two reports by
+    two versions of a rule would not compare."""
     report = read_json(path)
-    whole = fits(report, REPORT) and all("answer" in item for item in report["items"])
-    whole = whole and all(are_clips(item.get("clips", [])) for item in report["items"])
-    groups = (
-        [report.get(name, {}) for name in ("tasks", "single", "skills", "clips")] if whole else []
-    )
-    whole = whole and all(map(is_group, groups)) and is_summary(report)
-    whole = whole and isinstance(report.get("root", "."), str)
-    expect(whole and report["items"], path, "a report of judge.py", "something else")
-    (id, times), *_ = Counter(item["id"] for item in report["items"]).most_common(1)
-    expect(times == 1, f"{path}: item {id}", "an id of its own", "a duplicate")
-    return {"name": Path(path).stem, **report}
+    fine = fits(report, {"items": list}) and report["items"]
+    expect(fine, path, "a report of judge.py", "something else")
+    said = {name: report[name] for name in report if name not in DRAWN}
+    about = {"name": Path(path).stem, "root": ".", **said}
+    for name in ("name", "root"):
+        expect(isinstance(about[name], str), f"{path}: {name}", "a text", f"{about[name]!r:.80}")
+    items, seen = [], set()
+    for number, item in enumerate(report["items"], 1):
+        where = f"{path}: item {number}"
+        try:
+            items.append(read_item(item, where))
+            expect(item["id"] not in seen, "id", "one of its own", "a duplicate")
+        except BadInput as mistake:
+            named = f" ({item['id']})" if fits(item, {"id": str}) else ""
+            raise BadInput(f"{where}{named}: {mistake}") from None
+        seen.add(item["id"])
+    return {**about, **tally(items)}
+
+
+def read_item(item, where) -> dict:
+    expect(fits(item, ITEM) and "answer" in item, "item", "one of judge.py", f"{item!r:.80}")
+    asked = {name: item[name] for name in (*ITEM, "choices") if name in item}
+    about = {"answer": item["reference"], "source": "report", "licences": []}
+    row, answer = as_example({**asked, **about}, where, None), item["answer"]
+    expect(answer is None or isinstance(answer, str), "answer", "a text", f"{answer!r:.80}")
+    beside = {name: item[name] for name in (*TASK_MEANS, "names_index") if name in item}
+    for name, value in beside.items():
+        expect(fits(value, float | bool | None), name, "a number", f"{value!r:.80}")
+    marks = item.get("marks") or {}
+    fine = isinstance(marks, dict)
+    fine = fine and all(mark is None or fits(mark, MARKED) for mark in marks.values())
+    expect(fine, "marks", "a model's name, and its marks", f"{marks!r:.80}")
+    return {**judged(row, answer), **beside, **({"marks": marks} if marks else {})}
 
 
 def difference(a, b, draws, n) -> dict:
@@ -2095,7 +2114,7 @@ def compared(one, two) -> dict:
         a, b = np.array(scores, float).T
         draws[task] = drawn_means(b - a, dice)
         found[task] = difference(float(a.mean()), float(b.mean()), draws[task], len(scores))
-    if several := [task for task in found if task not in one["single"]]:
+    if several := [task for task in found if task not in one["single"]] or list(found):
         a, b, n = (sum(found[task][name] for task in several) for name in ("A", "B", "n"))
         macro = sum(draws[task] for task in several) / len(several)
         found["macro"] = difference(a / len(several), b / len(several), macro, n)
@@ -2159,10 +2178,7 @@ def add_agree(parser):
 
 
 def run_agree(args):
-    report = read_json(args.report)
-    fine = fits(report, {"items": [{"id": str}]})
-    expect(fine, args.report, "a report with its items", "something else")
-    items = report["items"]
+    items = read_report(args.report)["items"]
     expect((args.make is None) != (args.sheet is None), "agree", "SHEET or --make N", "not one")
     if args.make is None:
         for line in agreement(items, read_sheet(args.sheet, items), args.sheet):
@@ -2183,9 +2199,11 @@ def run_agree(args):
 
 
 def verdicts(item) -> dict:
-    """What each judge made of an item, by its name; `official` is yes (1) or no (0)."""
+    """What each judge made of an item, by its name; `official` is a model's yes (1) or no (0) to
+    an open answer: what a rule says of a closed one needs nobody's agreement."""
     found = {name: mark["raw"] for name, mark in (item.get("marks") or {}).items() if mark}
-    found |= {"official": item["official"]} if item.get("official") in (0, 1) else {}
+    judged = item.get("official") in (0, 1) and item["gold"]["type"] == "text"
+    found |= {"official": item["official"]} if judged else {}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -2336,7 +2354,7 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     bad, bench = [], BENCHES.get(args.bench)
     if bench is None:
         expect(args.data is None, "--data", f"a published bench, {', '.join(BENCHES)}", args.bench)
-        rows, root = read_rows(args.bench, bad.append), Path(args.bench).parent
+        rows, root = read_rows(args.bench, bad.append, heard=False), Path(args.bench).parent
     else:
         expect(args.data, f"--bench {args.bench}", f"--data DIR: {bench.layout}", "none")
         rows, root = bench.read(args.data, bad.append), Path(args.data)
@@ -2346,6 +2364,10 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     for mistake in bad:
         warn(f"left out: {mistake}")
     expect(rows, args.data or args.bench, "rows with a gold", "none")
+    if not args.answers:
+        asked = [row["clips"][0] for row in rows if row["clips"]]
+        there = not asked or any(stamp(clip, root)[1] is not None for clip in asked)
+        expect(there, args.data or args.bench, "the clips that its rows name", "none of them")
     if args.items and args.items < len(rows):  # the same ones whoever is asked
         drawn = sorted(range(len(rows)), key=lambda i: seed_of(rows[i]))[: args.items]
         rows = [rows[i] for i in sorted(drawn)]
@@ -2465,7 +2487,9 @@ def run_bench(args):
     rows, root, bench, refused = bench_rows(args)
     check_mode(args, bench, rows)
     asked = Path(args.weights or args.answers or args.server_model).resolve().name
-    name = args.name or f"{asked.removesuffix('.jsonl')}-{Path(args.bench).stem}"
+    how = args.view or "late-fusion" * args.late_fusion or f"vote-{args.vote}" * bool(args.vote)
+    parts = [asked.removesuffix(".jsonl"), Path(args.bench).stem, how]
+    name = args.name or "-".join(filter(None, parts))
     expect(Path(name).name == name, "--name", "a name without folders", repr(name))
     args.out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(shard_file(args.out / f"{name}.asked.jsonl", shard, shards))) as journal:
@@ -2493,7 +2517,7 @@ def run_bench(args):
         for judge in judges:
             for item, found in zip(items, mark_all(judge, rows, said)):
                 item.setdefault("marks", {})[judge.name] = found
-    report = {**about, **tally(rows, items)}
+    report = {**about, **tally(items)}
     write_json(args.out / f"{name}.json", report)
     write_page(args.out / f"{name}.html", [report], args.embed)
     for line in (*table(report, args.by_n), *official_lines(report), *permuted_lines(items)):
@@ -2504,6 +2528,8 @@ def by_the_rule(args, bench, rows, items, judges) -> dict:
     """What the published rule makes of the items: a score in each, and its own figures."""
     if args.embeddings:
         judges = [*judges, Embedder(args.embeddings, args.embeddings_model)]
+    if args.spice:
+        judges = [*judges, Spice(args.spice)]
     what = "loglik" if bench.needs == "loglik" else "answer"
     found = bench.official(rows, [item[what] for item in items], judges, Path(args.data))
     for item, value in zip(items, found.scores):
@@ -2590,6 +2616,8 @@ def add_bench_flags(parser):
         help="a server of text embeddings, for MMAU-Pro's published rule")
     add("--embeddings-model", metavar="NAME", default="nvidia/NV-Embed-v2",
         help="its name there, default: the published one")
+    add("--spice", metavar="JAR", help="SPICE's program, beside its lib, for Audio Difference's "
+        "published rule; it takes java")
     add("--by-n", action="store_true", help="a line for each number of clips, too")
     add("--view", choices=(*ONE_ROW_VIEWS, "shuffle-audio"),
         help="another form of every item, see prepare.py")
@@ -2626,6 +2654,9 @@ def check_flags(args):
     for name in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
         fine = not args.answers or not getattr(args, name)
         expect(fine, f"--{name.replace('_', '-')}", "somebody to ask", "answers in a file")
+    if args.spice:
+        there = os.path.isfile(args.spice) and shutil.which("java")
+        expect(there, "--spice", "a jar, and java", args.spice)
     if args.server:
         fine = re.match(r"https?://[^/]", args.server)
         expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))

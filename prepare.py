@@ -1247,10 +1247,9 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
         told = example
     elif "gold" in example:
         moved["gold"] = remap_gold(example["gold"], new)
-    told_of = [field for field in ("evidence", "heard") if field in example.get("meta", {})]
-    if told_of:
-        more = {field: remap_gold(example["meta"][field], new) for field in told_of}
-        moved["meta"] = {**example["meta"], **more}
+    if "evidence" in example.get("meta", {}):
+        evidence = remap_gold(example["meta"]["evidence"], new)
+        moved["meta"] = {**example["meta"], "evidence": evidence}
     return {**moved, **{field: told[field] for field in answers if field in example}}
 
 
@@ -2507,12 +2506,14 @@ class Journal:
 
 
 class Service:
-    """A model behind a chat server as OpenAI has made it usual. Safe in threads."""
+    """A model behind a chat server as OpenAI has made it usual. Safe in threads. apart: whether
+    one of the same name on another server is another model."""
 
-    def __init__(self, url, model, journal: Journal, per_minute=0):
+    def __init__(self, url, model, journal: Journal, per_minute=0, apart=False):
         base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
         self.url, self.model, self.journal = f"{base}/v1/chat/completions", model, journal
         self.key = os.environ.get("OPENAI_API_KEY") or None
+        self.known_by = {"model": model, **({"server": self.url} if apart else {})}
         self.pace = 60 / per_minute if per_minute else 0
         self.lock, self.free_at, self.gone = threading.Lock(), 0.0, None
 
@@ -2520,11 +2521,11 @@ class Service:
         """The reply to these messages, from the journal or the server: {content, finish}. With a
         schema it is to be JSON of that kind, if the server can see to it."""
         while True:
-            body = {"model": self.model, "messages": messages, "temperature": temperature,
-                    "seed": seed, "max_tokens": most}  # fmt: skip
+            body = {"messages": messages, "temperature": temperature, "seed": seed,
+                    "max_tokens": most}  # fmt: skip
             if schema and (self.model, "response_format") not in self.journal.refused:
                 body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            record = self.journal.recall(body) or self.ask(body)
+            record = self.journal.recall({**self.known_by, **body}) or self.ask(body)
             if record.get("refused") == "response_format":  # so the schema in the prompt must do
                 continue
             if "refused" in record:
@@ -2539,14 +2540,15 @@ class Service:
         if self.gone:  # another thread was told so
             raise self.gone
         try:
-            reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
+            told = {"model": self.model, **body}
+            reply = request("POST", self.url, told, self.key, timeout=PATIENCE, limit=1 << 20)
         except Refused as refused:
             if refused.status in (400, 413, 422) and re.search(NO_CONTEXT, refused.reply, re.I):
-                return self.journal.keep(body, refused="context length")
+                return self.keep(body, refused="context length")
             if refused.status in (400, 422) and "response_format" in body:
                 if re.search(NO_FORMAT, refused.reply, re.I):
                     warn(f"{self.model} takes no response_format: the prompt must do")
-                    return self.journal.keep(body, refused="response_format")
+                    return self.keep(body, refused="response_format")
             if refused.status in HOPELESS or "insufficient_quota" in refused.reply:
                 self.gone = refused
                 raise
@@ -2555,17 +2557,24 @@ class Service:
         except BadInput as mistake:
             warn(str(mistake))
             raise NoReply("no reply") from None
-        return self.journal.keep(body, **self.read_reply(reply))
+        return self.keep(body, **self.read_reply(reply))
+
+    def keep(self, body, **reply):
+        return self.journal.keep({**self.known_by, **body}, **reply)
 
     def read_reply(self, reply) -> dict:
-        """What matters of it. A server may repeat what it was sent, and that has a key."""
+        """What matters of it. A server may repeat what it was sent, and that has a key. What is no
+        reply is not kept: the same command asks again."""
         text = reply.decode("utf-8", "replace")
+        text = text.replace(self.key, "***") if self.key else text
         try:
-            value = json.loads(text.replace(self.key, "***") if self.key else text)
+            value = json.loads(text)
             choice = value["choices"][0]
             said = choice["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
-            return {"content": "", "finish": "unreadable"}
+            wanted = f"{masked(self.url)}: expected a reply with choices, found"
+            warn(f"{wanted} {clean(text[:60])!r}")
+            raise NoReply("a reply that is none") from None
         usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         return {

@@ -710,7 +710,6 @@ def test_adiff_from_files_to_figures(adiff, monkeypatch):
 
     said = [text, "a dog", None, "One is indoors, the other one is outdoors.", "x", ""]
     assert strict(rows, said)[:3] == [1, 2 / 5, None]
-    monkeypatch.setattr(judge.shutil, "which", lambda name: None)
     found = official("adiff", rows, said, adiff)
     plain = ["one is indoors the other is outdoors"], "one is indoors the other one is outdoors"
     assert found.figures == {
@@ -725,8 +724,7 @@ def test_adiff_from_files_to_figures(adiff, monkeypatch):
 def test_spice_is_run_where_it_is(adiff, monkeypatch):
     """By a stand-in for java, which takes and writes the program's files."""
     rows, _ = read("adiff", adiff)
-    (adiff / "spice-1.0.jar").touch()
-    calls = []
+    program, calls = judge.Spice(adiff / "spice-1.0.jar"), []
 
     def run(command, **how):
         asked = json.loads(open(command[4]).read())
@@ -736,16 +734,15 @@ def test_spice_is_run_where_it_is(adiff, monkeypatch):
         open(command[command.index("-out") + 1], "w").write(json.dumps(told))
         return type("Done", (), {"returncode": len(calls) > 7, "stderr": "no memory"})
 
-    monkeypatch.setattr(judge.shutil, "which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(judge.subprocess, "run", run)
-    found = official("adiff", [*rows, {**rows[0], "id": "again"}], ["x"] * 7, adiff)
+    found = official("adiff", [*rows, {**rows[0], "id": "again"}], ["x"] * 7, adiff, program)
     assert found.figures[f"{rows[0]['task']}: SPICE"] == 0.25  # of two, one with nothing in common
     assert found.figures[f"{rows[1]['task']}: SPICE"] == 0.5
     assert calls[0][0] == ["java", "-Xmx8G", "-jar", str(adiff / "spice-1.0.jar")]
     assert len(calls) == 6 and calls[0][1][0]["test"] == "x"
     calls += [None, None]
     with pytest.raises(BadInput, match="no memory"):
-        official("adiff", rows, ["x"] * 6, adiff)
+        official("adiff", rows, ["x"] * 6, adiff, program)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1094,10 +1091,11 @@ def test_macro_means_of_table_4_are_not_what_it_prints(monkeypatch):
     monkeypatch.setattr(judge, "score", lambda gold, told: 0)
     monkeypatch.setattr(judge, "chance", lambda row: 0)
     for name, (scores, printed, mean) in table.items():
-        row = {"skill": "s", "gold": {"type": "yesno"}, "clips": [], "answer": "", "meta": {}}
+        row = {"skill": "s", "gold": {"type": "yesno"}, "clips": [], "answer": "", "meta": {},
+               "reference": ""}
         rows = [{**row, "task": f"t{i}"} for i in range(len(scores))]
-        items = [{"answer": "", "score": value / 100} for value in scores]
-        rows, items = rows + rows[:7] * 3, items + items[:7] * 3  # a mean over tasks, not items
-        found = 100 * judge.tally(rows, items)["macro"]
+        items = [{**row, "score": value / 100} for row, value in zip(rows, scores)]
+        items += items[:7] * 3  # a mean over tasks, not items
+        found = 100 * judge.tally(items)["macro"]
         assert found == pytest.approx(mean, abs=0.006), name
         assert abs(found - printed) > 0.03, name

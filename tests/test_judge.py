@@ -36,7 +36,7 @@ ROWS = [
 
 
 def tallied(rows, said):
-    return judge.tally(rows, [judge.judged(row, answer) for row, answer in zip(rows, said)])
+    return judge.tally([judge.judged(row, answer) for row, answer in zip(rows, said)])
 
 
 OWN = [each["answer"] for each in ROWS]
@@ -67,6 +67,17 @@ def test_chance_and_majority():
     assert odd["chance"] == 1 / 2
     assert odd["majority"] == pytest.approx(2 / 3)  # always "audio 2"
     assert odd["score"] == pytest.approx(1 / 3)
+
+
+def test_the_best_constant_may_be_a_letter():
+    asked = "Which?\n(A) {}\n(B) {}"
+    pairs = [("dog", "rain"), ("bell", "wind"), ("cow", "owl")]
+    rows = [row(i, "tag", "single", "choice", pair[1], pair[1], clips=["a.wav"],
+                question=asked.format(*pair), choices=list(pair)) for i, pair in enumerate(pairs)]
+    for each in rows:
+        each["gold"]["choices"] = each["choices"]
+    found = tallied(rows, ["(A)"] * 3)["single"]["tag"]
+    assert (found["majority"], found["score"], found["chance"]) == (1, 0, 1 / 2)  # always (B)
 
 
 def test_the_table_has_a_line_for_each_task():
@@ -186,7 +197,7 @@ def test_a_column_is_a_mean_over_those_that_have_it():
     items = [judge.judged(row, row["answer"]) for row in ROWS]
     for item, value in zip(items, [True, False, None, True, None]):
         item["flips"] = value
-    report = judge.tally(ROWS, items)
+    report = judge.tally(items)
     assert report["tasks"]["odd"]["flips"] == 1 / 2
     assert report["tasks"]["factual"]["flips"] == 1
     assert report["single"]["tag"]["flips"] is None
@@ -202,7 +213,8 @@ def test_one_command_gives_all_columns(bench, tmp_path, view):
     given = ["--weights", bench / "weights", "--bench", bench / "bench.jsonl", "--out", tmp_path]
     done = run(*given, *words)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "weights-bench.json").read_text())
+    name = "-".join(["weights-bench", *view[1:]])  # another view, another report
+    report = json.loads((tmp_path / f"{name}.json").read_text())
     several = [item for item in report["items"] if item["skill"] != "single"]
     assert all(type(item["text-only"]) in (int, float) for item in report["items"])
     assert all(item["flips"] in (True, False, None) for item in several)
@@ -317,6 +329,12 @@ def test_late_fusion_asks_of_descriptions_and_hears_nothing_then(asking):
     said = judge.ask_fused(asks, ROWS[:1])[0]
     assert said.count("a clip of 8000 samples") == 2 and "audio 2" in said
     assert [len(lengths) for _, lengths, _ in asks.who.heard] == [1, 1, 0]
+
+
+def test_without_a_description_nothing_is_asked_of_the_others(asking, bench):
+    rows = [ROWS[0], row(7, clips=["a.wav", "gone.wav"]), row(8, clips=["b.wav", "a.wav"])]
+    asks = asking(lambda question, clips: "a clip" if clips else "audio 2")
+    assert judge.ask_fused(asks, rows) == ["audio 2", None, "audio 2"]
 
 
 def test_a_vote_follows_the_clip_and_not_its_place(bench, asking):

@@ -589,11 +589,11 @@ def test_a_prompt_that_is_too_long_is_missing(checkpoint, tmp_path, capfd):
 
 def report_of(values, official=False):
     """Items whose answers a judge has marked so."""
-    items = []
+    items, about = [], {"task": "t", "skill": "s", "clips": ["a.wav"], "meta": {}}
     for i, value in enumerate(values):
         known = {"marks": [value, value], "raw": value, "share": None, "replies": []}
         made = {"official": value} if official else {"marks": {"m": known}}
-        items.append({**row(i), "answer": f"answer {i}", "score": None, **made})
+        items.append({**judge.judged({**row(i), **about}, f"answer {i}"), **made})
     return items
 
 
@@ -812,15 +812,22 @@ def test_a_sheet_with_a_mistake_is_refused_by_name(header, table, told, tmp_path
 def test_a_report_that_is_none(tmp_path):
     parser = Parser()
     judge.add_agree(parser)
-    for value in ([], {"items": 3}, {"items": [3]}):
+    for value in ([], {"items": 3}, {"items": [3]}, {"items": []}):
         (tmp_path / "r.json").write_text(json.dumps(value))
         args = parser.parse_args(["--make", "5", "--report", str(tmp_path / "r.json")])
-        with pytest.raises(BadInput, match="expected a report with its items"):
+        with pytest.raises(BadInput, match="expected (a report|one) of judge.py"):
             judge.run_agree(args)
+
+
+def test_what_a_rule_says_of_a_closed_answer_is_no_verdict(tmp_path):
+    closed = {**row(0), "gold": {"type": "yesno", "value": "yes"}}
+    assert judge.verdicts({**closed, "official": 1.0}) == {}
+    assert judge.verdicts({**row(0), "official": 1.0}) == {"official": 1.0}
 
 
 def test_official_scores_are_sampled_where_nothing_is_marked(tmp_path, capsys):
     items = report_of([1, 0, 1], official=True) + report_of([2, 3])
+    items = [{**item, "id": f"r{i}"} for i, item in enumerate(items)]
     parser = Parser()
     judge.add_agree(parser)
     path = tmp_path / "r.json"

@@ -44,6 +44,7 @@ HOSTILE = [  # texts that would get out of a page that is written without care
 
 def item(i, task="odd", score=1.0, answer="audio 1", clips=("a.wav", "b.wav"), **more):
     about = {"id": f"r{i}", "task": task, "skill": "comparison", "clips": list(clips)}
+    about |= {"reference": "audio 1", "meta": {}}
     gold = {"type": "clip", "value": 1}
     said = {"question": f"Which one, {i}?", "gold": gold, "answer": answer, "score": score}
     return {**about, **said, **more}
@@ -345,9 +346,15 @@ def test_single_clips_stay_out_of_the_macro():
     assert (found["macro"]["B - A"], found["macro"]["n"]) == (1, 1)
 
 
+def test_where_all_are_of_single_clips_they_are_what_is_compared(tmp_path):
+    old, new = (report([item(0, skill="single", answer=f"audio {n}")]) for n in (1, 2))
+    told = compare(*save(tmp_path, old, new))
+    assert "macro                 1    1.000    0.000" in told
+
+
 def test_only_what_is_in_both_is_compared_and_the_rest_is_counted(tmp_path):
     old = report([item(i, score=1.0) for i in (0, 1, 2, 3)])
-    new = report([item(i, score=0.0) for i in (5, 3, 2)])
+    new = report([item(i, score=0.0, answer="audio 2") for i in (5, 3, 2)])
     told = compare(*save(tmp_path, old, new))
     lines = [line.split() for line in told.splitlines()]
     assert lines[1] == ["odd", "2", "1.000", "0.000", "-1.000", "-1.000", "..", "-1.000", "0.000"]
@@ -388,8 +395,13 @@ def holding(*items):
         (report([item(7)]), "none of them"),
         ({"macro": 1}, "a report"),
         ([], "a report"),
-        (holding(item(0, score="1")), "a report"),
-        (holding({k: v for k, v in item(0).items() if k != "answer"}), "a report"),
+        (holding(item(0, answer=1)), "item 1 (r0): answer: expected a text"),
+        (holding(item(0, flips="no")), "item 1 (r0): flips: expected a number"),
+        (holding(item(0, marks={"m": {"raw": 3}})), "item 1 (r0): marks: expected a model's name"),
+        (holding(item(0, gold={"type": "clip", "value": 9})), "item 1 (r0): gold.value: expected"),
+        (holding({k: v for k, v in item(0).items() if k != "answer"}), "expected one of judge.py"),
+        (holding("r0"), "item 1: item: expected one of judge.py"),
+        ({**holding(item(0)), "name": [1]}, "name: expected a text"),
         (holding(), "a report"),
         (report([item(0), item(0)]), "r0"),
     ],
