@@ -75,14 +75,14 @@ TINY = Path(__file__).parent / "weights" / "tiny"
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
 DEFAULT_QUESTION = "What is in each clip, and how do they differ?"
 NO_WEIGHTS = (
-    "no weights come with this version; name a folder: --weights DIR (python train.py makes a small"
-    " one, python prepare.py weights nvidia/audio-flamingo-3-hf --out weights/af3 brings a large)"
+    "no weights/tiny here; name a folder: --weights DIR (python train.py makes a small one, python"
+    " prepare.py weights nvidia/audio-flamingo-3-hf --out weights/af3 brings a large)"
 )
 CLIPS = Path(__file__).parent / "clips"
 DEMO = (  # what is asked about the clips that come along
     ("dog storm piano", "In which recording do you hear the sound of dog bark?"),
-    ("anna ben", "Is it the same speaker in both recordings?"),
-    ("anna anna_noisy", "Which recording is the noisy one?"),
+    ("anna ben", "Is it the same speaker in audio 1 and audio 2?"),
+    ("anna anna_noisy", "Which audio suffers from noise?"),
 )
 
 # ------------------------------------------------------------------------------------------------

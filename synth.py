@@ -1795,7 +1795,7 @@ def lasting(events, least=0.3) -> list[str]:
 Draft = namedtuple("Draft", "form about rows says verdict gold more reason", defaults=({}, None))
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
 # what must be heard in each; verdict: the end of the answer; more: choices, or a count's range;
-# reason: a step from what is heard to the verdict, where it takes two
+# reason: a step from what is heard to the verdict, where a language model has written one
 YES_NO = ("yes", "no")
 
 
@@ -1859,9 +1859,8 @@ def ranked(shelf, dice, n, fate, scales):
     rows = shuffled(dice, rows + shelf.draw(dice, key, n - 1, behind, rows))
     says = {i: told(scale, label, value(row), row) for i, row in enumerate(rows, 1)}
     winner = next(i for i, row in enumerate(rows, 1) if value(row) == best)
-    form, about = f"{scale_name}, {'most' if most else 'least'}", {"label": label or ""}
-    draft = Draft(form, about, rows, says, audio(winner), clip_gold(winner))
-    return draft._replace(reason=f"That is: {says[winner]}.")
+    form = f"{scale_name}, {'most' if most else 'least'}"
+    return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
 
 
 def labels_of(shelf, scale, n) -> list:
@@ -1897,9 +1896,7 @@ def difference(shelf, dice, n, fate) -> Draft:
     need(kind == "speech" or not any(akin(name, other) for name in names for other in both))
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     about = {"first": audio(a), "second": audio(b)}
-    both = listed(feature for feature in own[a] if feature in own[b])
-    gold, reason = text_gold(verdict, facts), f"In both: {both}."
-    return Draft("difference", about, rows, says, verdict, gold, reason=reason)
+    return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
 
 
 def odd_one(shelf, dice, n, fate) -> Draft:
@@ -2009,8 +2006,7 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
     a, b = sorted(place_of(rows, row) for row in pair)
     about = {"first": audio(a), "second": audio(b)}
     says = categories_told("voice", rows)
-    reason = f"That is: {says[a]} and {says[b]}."
-    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict), reason=reason)
+    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict))
 
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
@@ -2044,8 +2040,7 @@ def paired(shelf, dice, category, values) -> Draft:
     rest = [shelf.draw(dice, ("category", category, value))[0] for value in values[1:]]
     rows = shuffled(dice, pair + rest)
     places = [place_of(rows, row) for row in pair]
-    draft = about_category("pair", category, rows, audios(places), clip_gold(*places))
-    return draft._replace(reason=f"Twice: {draft.says[places[0]]}.")
+    return about_category("pair", category, rows, audios(places), clip_gold(*places))
 
 
 def count_speakers(shelf, dice, n, fate) -> Draft:
@@ -2064,11 +2059,10 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     said = words(asked["transcript"])
     need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
     rows = shuffled(dice, rows)
-    says, place = categories_told("voice", rows), place_of(rows, asked)
-    reason = f"That is: {says[place]} in {audios(i for i in says if says[i] == says[place])}."
-    says[place] += f", {quote(asked)}"
-    about, gold = {"quote": quote(asked)}, yesno_gold(verdict)
-    return Draft("heard again", about, rows, says, verdict, gold, reason=reason)
+    says = categories_told("voice", rows)
+    says[place_of(rows, asked)] += f", {quote(asked)}"
+    about = {"quote": quote(asked)}
+    return Draft("heard again", about, rows, says, verdict, yesno_gold(verdict))
 
 
 def keyword(shelf, dice, n, fate) -> Draft:
@@ -2088,9 +2082,7 @@ def keyword(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, rows)
     says = {i: quote(row) for i, row in enumerate(rows, 1)}
     gold = {"type": "keywords", "value": sorted(shared)}
-    first = [word for word in said_in(rows[0]) if word in said_in(rows[1])]
-    reason = f"In {audio(1)} and {audio(2)}: {listed(first)}."
-    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold, reason=reason)
+    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold)
 
 
 # --- reasoning & logic
@@ -2142,8 +2134,7 @@ def bridge(shelf, dice, n, fate) -> Draft:
     about = {"claim": phrase(dice, form).format(first=known, second=claimed)}
     told = {"nei": "not enough information"}.get(verdict, verdict)
     gold = yesno_gold(verdict, ("yes", "no", "nei"))
-    reason = f"That is: the {middle}, {'nothing known' if verdict == 'nei' else second[2]}."
-    return Draft("entailment", about, rows, says, told, gold, reason=reason)
+    return Draft("entailment", about, rows, says, told, gold)
 
 
 def facts_of(shelf, key) -> list:
@@ -2155,9 +2146,9 @@ def exactly(shelf, dice, n, fate) -> Draft:
     """A claim about in how many of the clips something occurs."""
     verdict, wanted = chosen(YES_NO, fate[0]), 1 + int(fate[2] * (n - 1))
     there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
-    thing, rows, says, those = with_and_without(shelf, dice, n, there)
-    about, reason = {"thing": thing, "number": number_word(wanted)}, added_up(rows, those)
-    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict), reason=reason)
+    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
+    about = {"thing": thing, "number": number_word(wanted)}
+    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
 
 
 def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
@@ -2177,15 +2168,6 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
     with_it = {place_of(rows, row) for row in those}
     says = {i: name if i in with_it else f"no {name}" for i in range(1, n + 1)}
     return said, rows, says, those
-
-
-def added_up(rows, those) -> str:
-    """How many of the clips so far are among those."""
-    return summed(any(row is other for other in those) for row in rows)
-
-
-def summed(counts) -> str:
-    return f"Added up: {listed(map(number_word, itertools.accumulate(map(int, counts))))}."
 
 
 def lacking(kind, thing):
@@ -2253,8 +2235,7 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
     verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
     says = {i: f'"{fact_of(row)[2]}"' for i, row in enumerate(rows, 1)}
-    reason = None if form == "agree" else f'Most: "{same[2]}".'
-    return Draft(form, about, rows, says, verdict, gold, reason=reason)
+    return Draft(form, about, rows, says, verdict, gold)
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
@@ -2416,8 +2397,7 @@ def total(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, rows)
     says = {i: told_count(count_of(row, label) or 0, label) for i, row in enumerate(rows, 1)}
     gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
-    reason = summed(count_of(row, label) or 0 for row in rows)
-    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits, reason)
+    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
 
 
 def most_times(shelf, label, n) -> int:
@@ -2430,10 +2410,9 @@ def most_times(shelf, label, n) -> int:
 
 def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
-    thing, rows, says, those = with_and_without(shelf, dice, n, there)
+    thing, rows, says, _ = with_and_without(shelf, dice, n, there)
     gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
-    about, reason = {"thing": thing}, added_up(rows, those)
-    return Draft("clips with", about, rows, says, number_word(there), gold, limits, reason)
+    return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
 
 
 # --- captions
@@ -2539,24 +2518,8 @@ def contrast(shelf, dice, n, fate) -> Draft:
     rows = shuffled(dice, [target, *rest])
     says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
     gold = text_gold(listed(alone), [own[feature] for feature in alone])
-
-    places = {f: [i for i, row in enumerate(rows, 1) if row is not target and f in features(row)]
-              for f in own}  # fmt: skip
-    found = (f"{f} in {audio(those[0]) if those else 'no other'}" for f, those in places.items())
-    reason = f"Compared: {'; '.join(found)}."
     about = {"first": audio(place_of(rows, target))}
-    return Draft("contrast", about, rows, says, listed(alone), gold, reason=reason)
-
-
-def all_of(row, timed) -> str:
-    """All that is known to sound in a clip, whatever is asked. The evidence of the kinds in PICKY
-    tells only what is asked for, so to find that in a text takes another one."""
-    spans = sorted((*row.get("events", ()), *row.get("words", ())), key=lambda span: span[1])
-    if timed and spans:
-        return listed(f"{name} from {on:.1f} to {off:.1f} s" for name, on, off in spans)
-    said = [quote(row)] if "transcript" in row else []
-    events = sorted(row.get("events", ()), key=lambda event: event[1])
-    return listed(said + ([name for name, _, _ in events] or sounds_of(row))) or "no more is known"
+    return Draft("contrast", about, rows, says, listed(alone), gold)
 
 
 # --- on one clip: what it takes to hear, before anything is compared
@@ -2664,7 +2627,6 @@ TASKS = {
     "voice": Task("single", 1, (voice,)),
     "music": Task("single", 1, (music,)),
 }
-PICKY = {needle_fact, needle_word, agree, dissenter, supporters, exactly, clips_with, total, when}
 MIX = {"comparison": 30, "reference": 25, "reasoning": 25, "temporal": 20}  # the paper's Table 2
 
 # ------------------------------------------------------------------------------------------------
@@ -3150,11 +3112,6 @@ def make_item(shelf, plan, settings, i) -> dict | None:
                 continue
             if score(item["gold"], item["answer"]) == 1:
                 item["meta"]["kind"] = kind.__name__
-                if kind in PICKY:
-                    sounds = (all_of(row, kind is when) for row in draft.rows)
-                    item["meta"]["heard"] = [
-                        {"clip": i, "says": says} for i, says in enumerate(sounds, 1)
-                    ]
                 write_made(shelf, item["id"], draft.rows)
                 return item
     return None

@@ -309,8 +309,6 @@ class Answers:
 
     def seen(self, row, as_text) -> dict:
         if as_text:
-            heard = row.get("meta", {}).get("heard")  # all, where evidence is of what is asked
-            row = {**row, "meta": {**row["meta"], "evidence": heard}} if heard else row
             return view_as_text(row)
         return VIEWS[self.recipe.view](row) if self.recipe.view else row
 
@@ -496,7 +494,8 @@ class Names(Labels):
 class Meanings(Labels):
     """The projector is to make of each row the embeddings of what sounds there and of the time, as
     if they were written: the decoder, which can read, then has less to learn anew. A sum that is
-    nearly right may still mean another word; so the right word must be the nearest, and event."""
+    nearly right may still mean another word; so the right word must be the nearest, and event.
+    What has no name is kept small: the more there is in a sum, the less of it is the word."""
 
     UNSAID = ("phone", "speaker")  # no word says which; a voice is a direction of its own
     APART = ("word", "event")
@@ -508,12 +507,16 @@ class Meanings(Labels):
         def meaning(text):
             return table[net.tokenizer.encode(text)].sum(0)
 
+        def moment(seconds):  # a sum has no order: each digit is turned by its place
+            places = enumerate(reversed(seconds.replace(".", "")))
+            return sum(meaning(digit).roll(place * len(table[0]) // 4) for place, digit in places)
+
         torch.manual_seed(recipe.seed)
         apart = torch.randn(len(self.names) + len(NUMBERS), table.shape[1]) * table.std()
         said = [meaning(f" {name}") if kind not in self.UNSAID else (kind == "speaker") * apart[i]
                 for i, (kind, name) in enumerate(self.names)]  # fmt: skip
-        self.said, self.numbers = torch.stack(said), apart[len(self.names) :]  # (names, D)
-        self.times = torch.stack([meaning(f" {i * SLOT:.1f}") for i in range(750)])  # (Q, D)
+        self.said, self.numbers = torch.stack(said), apart[len(self.names) :] / 2  # (names, D)
+        self.times = torch.stack([moment(f"{i * SLOT:.1f}") / 2 for i in range(750)])  # (Q, D)
 
     def beside(self, examples):
         """What has no name: of each slot the time, of each clip its numbers, (Q, D)."""

@@ -148,6 +148,8 @@ def check_report(report):
     assert report["macro"] == pytest.approx(sum(means) / len(means))
     assert report["weighted"] == pytest.approx(sum(every) / len(every))
     assert {"python", "torch", "numpy", "code"} <= report["versions"].keys()
+    again = judge.tally(items)
+    assert again == {name: report[name] for name in again}, "it holds all of it"
     assert {"rows", "prompts"} <= report["hashes"].keys()
     assert report["who"] and report["how"] and os.path.isdir(report["root"])
 
@@ -352,6 +354,34 @@ def test_what_has_no_gold_is_left_out_and_counted(run, server, bench):
     found = run(*asks(server), bench=rows)
     assert done(found)["refused"] == 2 and len(found.report["items"]) == 1
     assert "left out: r11: it has no gold" in found.err
+
+
+def test_a_clip_that_is_gone_is_missing(run, server, bench):
+    """Its row scores nothing; a bench without any of its clips is a mistake."""
+    rows = [ROWS[1], {**ROWS[2], "clips": ["gone.wav", "b.wav", "a.wav"]}]
+    found = run(*asks(server), bench=write_lines(bench / "gone.jsonl", rows))
+    assert done(found)["tasks"]["odd"]["missing"] == 1 and found.report["refused"] == 0
+    assert "r2: gone.wav" in found.err.replace(str(bench) + "/", "")
+    bench_of_none = write_lines(bench / "none.jsonl", rows[1:])
+    found = run(*asks(server), bench=bench_of_none)
+    assert found.code == 2 and "none.jsonl: expected the clips that its rows name" in found.err
+    told = write_lines(bench / "told.jsonl", [{"id": "r2", "answer": "audio 3"}])
+    assert done(run("--answers", told, bench=bench_of_none))["macro"] == 1  # nobody has to hear
+
+
+def test_another_server_is_another_model(run, server):
+    done(run(*asks(server)))
+    with serving(Hearing, lambda text, body: "audio 1") as other:
+        report = done(run("--server", other.url, *asks(server)[2:]))
+        assert len(other.asked) == len(ROWS)
+    assert all(item["answer"] == "audio 1" for item in report["items"])
+
+
+def test_a_page_of_a_proxy_is_no_reply_for_good(run, server):
+    server.say = lambda text, body: (200, {}, b"<html>502 Bad Gateway</html>")
+    assert done(run(*asks(server)))["tasks"]["odd"]["missing"] == 3
+    server.say = replies
+    assert done(run(*asks(server)))["tasks"]["odd"]["missing"] == 0
 
 
 def test_a_clip_that_has_changed_is_heard_anew(run, server, bench):

@@ -417,8 +417,8 @@ def told_fact(text, *_):
     return read_fact(quoted(text))
 
 
-def meant_by(facts, claim):
-    """Who is meant by a claim, what is claimed, and what is told of them."""
+def follows(facts, claim):
+    """Who is meant, and whether what is claimed is so, not so, or not told."""
     for form, first, kind, second in CLAIMS:
         if match := re.fullmatch(form, claim):
             break
@@ -431,13 +431,7 @@ def meant_by(facts, claim):
         what for relation, whom, what in filter(None, facts) if relation == second and whom in meant
     }
     clear(len(found) < 2)
-    return meant, match["claimed"], found
-
-
-def follows(facts, claim):
-    """Whether what is claimed is so, not so, or not told."""
-    _, claimed, found = meant_by(facts, claim)
-    return yes_if(claimed in found) if found else "nei"
+    return yes_if(match["claimed"] in found) if found else "nei"
 
 
 def topic(text):
@@ -773,46 +767,6 @@ def near(a, b, lost):
     return a == b
 
 
-def in_words(places):
-    *most, last = (f"audio {place}" for place in sorted(places))
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def step_between(item, texts, told, names):
-    """The step between what is heard and the verdict, for the kinds that need one."""
-    kind, which = item["meta"]["kind"], range(1, len(texts) + 1)
-    number = {value: word for word, value in NUMBER.items()}
-    if kind in ("compare", "quality_most"):
-        return f"That is: {texts[item['gold']['value'] - 1]}."
-    if kind in ("pair_same", "speaker_pair", "dissenter", "supporters"):
-        word = "Twice" if "pair" in kind else "Most"
-        return f"{word}: {Counter(texts).most_common(1)[0][0]}."
-    if kind in ("total", "clips_with", "exactly"):
-        return f"Added up: {', '.join(number[sum(told[:i])] for i in which)}."
-    if kind == "same_speaker":
-        return f"That is: {' and '.join(texts[int(place) - 1] for place in names)}."
-    if kind == "heard_again":
-        voice = next(voice for voice, quoted in told if quoted)
-        places = [i for i, (other, _) in zip(which, told) if other == voice]
-        return f"That is: {voice} in {in_words(places)}."
-    if kind == "keyword":
-        return f"In audio 1 and audio 2: {', '.join(w for w in told[0] if w in told[1])}."
-    if kind == "bridge":
-        (who,), _, what = meant_by(told, names[0])
-        return f"That is: the {who}, {''.join(what) or 'nothing known'}."
-    parts = [text.split(", ") for text in texts]
-    if kind == "difference":
-        one, other = (parts[int(place) - 1] for place in names)
-        return f"In both: {', '.join(part for part in one if part in other)}."
-    if kind == "contrast":
-        found = []
-        for part in parts[int(names[0]) - 1]:
-            others = [i for i in which if i != int(names[0]) and part in parts[i - 1]]
-            found.append(f"{part} in {f'audio {others[0]}' if others else 'no other'}")
-        return f"Compared: {'; '.join(found)}."
-    return None
-
-
 VOICES = ("same_speaker", "speaker_pair", "count_speakers", "heard_again")
 
 
@@ -864,15 +818,12 @@ def check(item, rows):
 
 
 def check_answer(item):
-    """An answer on several clips: what is heard in each, the step from there, the verdict."""
+    """An answer on several clips: what is heard in each, then the verdict."""
     texts = told_texts(item)
     if len(texts) == 1 or item["meta"]["kind"] == "describe_each":
         return
-    way, names = asked(item["meta"]["kind"], item["question"])
-    step = step_between(item, texts, [way.told(text, *names) for text in texts], names)
     evidence = "; ".join(f"audio {i}: {text}" for i, text in enumerate(texts, 1))
-    begins = f"{evidence}. {step}" if step else f"{evidence}."
-    assert re.fullmatch(f"{re.escape(begins)} {ENDING}", item["answer"]), (item, begins)
+    assert re.fullmatch(rf"{re.escape(evidence)}\. {ENDING}", item["answer"]), item
 
 
 # --- one clip
@@ -1005,50 +956,13 @@ def test_gold_evidence_and_verdict_are_found_again_in_many(task):
             check_answer(item)
 
 
-def said_of(heard, says, kind):
-    """Whether evidence on one thing follows from a text of all that is heard."""
-    parts = heard.replace('"', "").split(", ")
-    if kind == "when":  # each thing with its times
-        times = [part for part in parts if part.startswith(says.removeprefix("no ") + " from ")]
-        return says in parts if " from " in says else not times
-    names = Counter(parts + parts[0].split())
-    if kind == "total":
-        label = re.sub("^no | (once|twice|[a-z]+ times)$", "", says)
-        return told_count(says, label) == parts.count(label)
-    if says == "something else":
-        return True
-    return (says.removeprefix("no ").strip('"') in names) != says.startswith("no ") or says in heard
-
-
-def test_an_answer_with_a_wrong_step_is_noticed():
-    noticed = 0
+def test_an_answer_that_tells_something_else_is_noticed():
     for task in SEVERAL:
-        for item, _ in items(3, "test", task, 60):
-            wrong = re.sub(r"(\. .*?)(one|two|three|no other|audio \d|voice A)(.*\. )", r"\1ten\3",
-                           item["answer"], count=1)  # fmt: skip
-            if wrong != item["answer"]:
+        for item, _ in items(3, "test", task, 20):
+            wrong = item["answer"].replace("audio 2: ", "audio 2: not ", 1)
+            if wrong != item["answer"] and item["meta"]["kind"] != "describe_each":
                 with pytest.raises(AssertionError):
                     check_answer({**item, "answer": wrong})
-                noticed += 1
-    assert noticed > 50
-
-
-def test_what_is_picked_out_is_in_a_text_of_all_that_is_heard():
-    seen = Counter()
-    for task in TASKS:
-        for item, rows in items(3, "test", task, 60):
-            if "heard" not in item["meta"]:
-                assert item["meta"]["kind"] not in {kind.__name__ for kind in synth.PICKY}
-                continue
-            moved = view_permute(item, [*range(2, len(rows) + 1), 1])["meta"]
-            for meta in (item["meta"], moved):
-                for known, heard in zip(meta["evidence"], meta["heard"], strict=True):
-                    assert known["clip"] == heard["clip"]
-                    where = meta["kind"], known["says"], heard["says"]
-                    assert said_of(heard["says"], known["says"], where[0]), where
-            assert moved["heard"] != item["meta"]["heard"]
-            seen[item["meta"]["kind"]] += 1
-    assert seen.keys() == {kind.__name__ for kind in synth.PICKY} and min(seen.values()) >= 10
 
 
 def test_a_second_path_sees_what_is_wrong():

@@ -20,6 +20,7 @@ import model
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 import train
 from model import PolyAudio
 from prepare import BadInput
@@ -284,8 +285,13 @@ def test_meanings_are_sums_of_embeddings(recipe):
     assert (lesson.said[phones] == 0).all()
     speakers = [i for i, (kind, _) in enumerate(lesson.names) if kind == "speaker"]
     assert (lesson.said[speakers].norm(dim=1) > 0).all()
-    times = table[net.tokenizer.encode(" 1.2")].sum(0)
-    assert torch.equal(lesson.times[30], times)
+    one, two = (table[net.tokenizer.encode(digit)].sum(0) for digit in "12")
+    quarter = table.shape[1] // 4
+    assert torch.allclose(lesson.times[30], (two + one.roll(quarter)) / 2)  # slot 30 is at 1.2 s
+    tens = (one + one.roll(quarter) + two.roll(2 * quarter)) / 2
+    assert torch.allclose(lesson.times[528], tens)  # 21.1 s
+    alike = F.cosine_similarity(lesson.times[53], lesson.times[30], dim=0)
+    assert alike < 0.5, "2.1 s is not 1.2 s"
 
 
 def test_the_nearest_name_is_that_of_what_is_heard(recipe):
