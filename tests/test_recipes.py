@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.conftest import ROOT
-from tests.test_questions import asked, bare, check, command, near
+from tests.test_questions import bare, check, command
 
 import synth
 from prepare import RATE, load_clip, read_rows, score
-from synth import EVENTS, RECIPES, SCENES, SPLITS, Dice, make_item, split_of, words
+from synth import EVENTS, RECIPES, SCENES, SPLITS, Dice, make_item, split_of
 
 COUNTS = {"mallm": (84, 40), "jasco": (14, 8), "compa": (24, 16)}  # items of train and of bench
 

@@ -346,6 +346,15 @@ def test_single_clips_stay_out_of_the_macro():
     assert (found["macro"]["B - A"], found["macro"]["n"]) == (1, 1)
 
 
+def test_what_a_report_says_of_itself_is_computed_again(tmp_path):
+    """By hand, or by another version of the rule: it is the answers that are compared."""
+    old = report([item(0, score=0.0), item(1, score=0.0)])  # both are right
+    new = {**report([item(0, score=1.0, answer="audio 2"), item(1)]), "macro": 7.0}
+    told = compare(*save(tmp_path, old, new), "--html", tmp_path / "both.html")
+    assert "macro                 2    1.000    0.500" in told
+    assert "7.000" not in (tmp_path / "both.html").read_text()
+
+
 def test_where_all_are_of_single_clips_they_are_what_is_compared(tmp_path):
     old, new = (report([item(0, skill="single", answer=f"audio {n}")]) for n in (1, 2))
     told = compare(*save(tmp_path, old, new))
