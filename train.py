@@ -1564,7 +1564,7 @@ def run_merge(args):
 def card(net, name, made, lines) -> str:
     """What a checkpoint says of itself: what it is, what it comes from, how well it did."""
     bound = [name for name in made["licences"] if re.search(r"(?i)\bNC\b|research", name)]
-    gates = [line for line in lines if "gate" in line]
+    gates = [line for line in lines if "gate" in line and "phase" in line]
     base = "nothing" if gates else f"`{made['base']}`"
     minutes = {line.get("phase"): line["minutes"] for line in lines if "minutes" in line}
     tasks = next((line["dev"] for line in reversed(lines) if line.get("dev")), {})
