@@ -610,7 +610,7 @@ class Bench(NamedTuple):
                 where += f" ({raw['id']})" if "id" in raw else ""
                 made = self.make(raw, number, file, partial(clip_at, data, file))
                 for row in made if isinstance(made, list) else [made]:
-                    row = as_example(row, where, None)  # a clip that is not there is missing
+                    row = as_example(row, where, data)
                     expect(row["id"] not in seen, "id", "one of its own", f"another {row['id']}")
                     seen.add(row["id"])
                     yield row
@@ -2358,7 +2358,7 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     else:
         expect(args.data, f"--bench {args.bench}", f"--data DIR: {bench.layout}", "none")
         rows, root = bench.read(args.data, bad.append), Path(args.data)
-    rows = list(rows)
+    rows = list(rows)  # of our own bench, a clip that is not there is missing, not left out
     bad += [f"{row['id']}: it has no gold" for row in rows if "gold" not in row]
     rows = [row for row in rows if "gold" in row]
     for mistake in bad:
