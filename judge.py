@@ -1589,7 +1589,7 @@ def marks_of(items) -> dict:
     and what that is as a share, (s - 1) / 4."""
     found = {}
     for name in dict.fromkeys(name for item in items for name in item.get("marks") or {}):
-        marks = [item["marks"][name] for item in items]
+        marks = [(item.get("marks") or {}).get(name) for item in items]
         raw = [mark["raw"] for mark in marks if mark and mark["raw"] is not None]
         mean = sum(raw) / len(raw) if raw else None
         share = None if mean is None else (mean - 1) / 4
