@@ -180,8 +180,8 @@ class Asking:
         said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
         places = {key: i for i, key in enumerate(keys) if key not in said}
         show = progress(label, len(places), unit="items", scale=1)
-        todo = ((i, rows[i]) for i in places.values())
-        for i, answer in self.who.answers(to_ask(todo, self.root)):
+        new = ((i, rows[i]) for i in places.values())
+        for i, answer in self.who.answers(to_ask(new, self.root)):
             if isinstance(answer, BadInput):
                 warn(f"{rows[i]['id']}: {answer}")
             else:
@@ -206,9 +206,11 @@ def stamp(clip, root) -> list:
     """A clip, and the size and date of its file or files, if they are there."""
     if isinstance(clip, dict) and "join" in clip:
         return [clip["silence"], *(stamp(part, root) for part in clip["join"])]
-    path = Path(root, clip["path"] if isinstance(clip, dict) else clip)
-    file = path.stat() if path.exists() else None
-    return [clip, file and file.st_size, file and file.st_mtime_ns]
+    try:
+        file = Path(root, clip["path"] if isinstance(clip, dict) else clip).stat()
+    except OSError:
+        return [clip, None, None]
+    return [clip, file.st_size, file.st_mtime_ns]
 
 
 # What else a network can be asked, to find out what its answers lean on: each gives the answers to
@@ -1604,8 +1606,15 @@ def majority(items) -> float:
     constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
     most = max(len(item["gold"].get("choices", ())) for item in items)
     constants += [f"({letter})" for letter in string.ascii_uppercase[:most]]
-    scores = (sum(score(item["gold"], told) or 0 for item in items) for told in constants)
+    golds = Counter(json.dumps(item["gold"], sort_keys=True) for item in items)
+    scores = (sum(n * worth(gold, told) for gold, n in golds.items()) for told in constants)
     return max(scores) / len(items)
+
+
+@lru_cache(maxsize=1 << 18)
+def worth(gold, told) -> float:
+    """A constant's score on a gold, as JSON: tasks, skills and numbers of clips ask the same."""
+    return score(json.loads(gold), told) or 0.0
 
 
 def table(report, by_n=False) -> list[str]:
@@ -2058,8 +2067,8 @@ MARKED = {"marks": [int | None], "raw": float | None, "share": float | None}
 
 
 def read_report(path) -> dict:
-    """What was asked and answered is taken from it, every figure is computed again: two reports by
-    two versions of a rule would not compare."""
+    """What it says of itself, and what was asked and answered, each item scored again: two reports
+    by two versions of a rule would not compare. Its other figures are left where they are."""
     report = read_json(path)
     fine = fits(report, {"items": list}) and report["items"]
     expect(fine, path, "a report of judge.py", "something else")
@@ -2077,7 +2086,7 @@ def read_report(path) -> dict:
             named = f" ({item['id']})" if fits(item, {"id": str}) else ""
             raise BadInput(f"{where}{named}: {mistake}") from None
         seen.add(item["id"])
-    return {**about, **tally(items)}
+    return {**about, "items": items}
 
 
 def read_item(item, where) -> dict:
@@ -2114,7 +2123,8 @@ def compared(one, two) -> dict:
         a, b = np.array(scores, float).T
         draws[task] = drawn_means(b - a, dice)
         found[task] = difference(float(a.mean()), float(b.mean()), draws[task], len(scores))
-    if several := [task for task in found if task not in one["single"]] or list(found):
+    alone = {item["task"] for item in one["items"] if item["skill"] == "single"}
+    if several := [task for task in found if task not in alone] or list(found):
         a, b, n = (sum(found[task][name] for task in several) for name in ("A", "B", "n"))
         macro = sum(draws[task] for task in several) / len(several)
         found["macro"] = difference(a / len(several), b / len(several), macro, n)
@@ -2146,6 +2156,7 @@ def run_compare(args):
     for letter, path, count in zip("AB", args.reports, alone):
         print(clean(f"{letter}: {path}; items that are in it alone: {count}"))
     if args.html:
+        reports = [{**report, **tally(report["items"])} for report in reports]
         write_page(args.html, reports, args.embed, found)
 
 

@@ -2513,7 +2513,7 @@ class Service:
         base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
         self.url, self.model, self.journal = f"{base}/v1/chat/completions", model, journal
         self.key = os.environ.get("OPENAI_API_KEY") or None
-        self.known_by = {"model": model, **({"server": self.url} if apart else {})}
+        self.where = {"server": self.url} if apart else {}
         self.pace = 60 / per_minute if per_minute else 0
         self.lock, self.free_at, self.gone = threading.Lock(), 0.0, None
 
@@ -2521,11 +2521,11 @@ class Service:
         """The reply to these messages, from the journal or the server: {content, finish}. With a
         schema it is to be JSON of that kind, if the server can see to it."""
         while True:
-            body = {"messages": messages, "temperature": temperature, "seed": seed,
-                    "max_tokens": most}  # fmt: skip
+            body = {"model": self.model, "messages": messages, "temperature": temperature,
+                    "seed": seed, "max_tokens": most}  # fmt: skip
             if schema and (self.model, "response_format") not in self.journal.refused:
                 body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            record = self.journal.recall({**self.known_by, **body}) or self.ask(body)
+            record = self.journal.recall({**body, **self.where}) or self.ask(body)
             if record.get("refused") == "response_format":  # so the schema in the prompt must do
                 continue
             if "refused" in record:
@@ -2540,8 +2540,7 @@ class Service:
         if self.gone:  # another thread was told so
             raise self.gone
         try:
-            told = {"model": self.model, **body}
-            reply = request("POST", self.url, told, self.key, timeout=PATIENCE, limit=1 << 20)
+            reply = request("POST", self.url, body, self.key, timeout=PATIENCE, limit=1 << 20)
         except Refused as refused:
             if refused.status in (400, 413, 422) and re.search(NO_CONTEXT, refused.reply, re.I):
                 return self.keep(body, refused="context length")
@@ -2560,7 +2559,7 @@ class Service:
         return self.keep(body, **self.read_reply(reply))
 
     def keep(self, body, **reply):
-        return self.journal.keep({**self.known_by, **body}, **reply)
+        return self.journal.keep({**body, **self.where}, **reply)
 
     def read_reply(self, reply) -> dict:
         """What matters of it. A server may repeat what it was sent, and that has a key. What is no

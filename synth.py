@@ -1284,12 +1284,12 @@ def make_world(out, count, seed, engine=FORMANT, workers=1) -> list[str]:
     open_world(out, world_settings(count, seed, engine))
     unpack_rows(out)
     shards = range(-(-count // SHARD))
-    todo = [shard for shard in shards if not is_written(out, count, shard)]
-    ready = count - sum(len(shard_clips(shard, count)) for shard in todo)
+    left = [shard for shard in shards if not is_written(out, count, shard)]
+    ready = count - sum(len(shard_clips(shard, count)) for shard in left)
     show = progress("world", count, ready, unit="clips", scale=1)
     job, missing = partial(write_shard, out, count, seed, engine), []
     with worker_map(workers) as spread:
-        for shard, lost in zip(todo, spread(job, todo)):
+        for shard, lost in zip(left, spread(job, left)):
             missing += lost
             show(len(shard_clips(shard, count)))
     with written(out / "corpus.jsonl") as corpus:

@@ -815,6 +815,7 @@ def read_report(files, home):
     reports = [judge.read_report(path) for path in paths]
     judge.check_same(paths, *({item["id"]: item for item in each["items"]} for each in reports))
     found = judge.compared(*reports)
+    reports = [{**report, **judge.tally(report["items"])} for report in reports]
     judge.write_page(home / "page.html", reports, 0, found)
     assert "<script>alert" not in (home / "page.html").read_text(errors="replace")
 

@@ -338,9 +338,9 @@ def test_missing_and_unparsed_count_as_nothing():
 
 
 def test_single_clips_stay_out_of_the_macro():
-    old, new = (report([item(0, score=s), item(1, "tag", 1 - s)]) for s in (0.0, 1.0))
-    for one in (old, new):
-        one["single"] = {"tag": one["tasks"].pop("tag")}
+    old, new = (
+        report([item(0, score=s), item(1, "tag", 1 - s, skill="single")]) for s in (0.0, 1.0)
+    )
     found = judge.compared(old, new)
     assert found["tag"]["B - A"] == -1
     assert (found["macro"]["B - A"], found["macro"]["n"]) == (1, 1)

@@ -269,26 +269,25 @@ def only_refused(read, path, words):
     assert str(mistake).startswith(f"{path}: row 2")
     with pytest.raises(BadInput, match=words) as caught:  # without a list to put it in, it stops
         list(read(path))
-    assert str(caught.value) == str(mistake)
+    return str(caught.value) == str(mistake)
 
 
 @pytest.mark.parametrize("fields, words", REFUSALS)
 def test_a_bad_row_is_refused_by_name(folder, fields, words):
     rows = [changed(ROW, id="before"), changed(ROW, **fields), changed(ROW, id="after")]
-    only_refused(read_rows, write(folder, rows), words)
+    assert only_refused(read_rows, write(folder, rows), words)
 
 
 @pytest.mark.parametrize("row, words", FOREIGN_REFUSALS)
 def test_a_bad_foreign_row_is_refused_by_name(folder, row, words):
-    only_refused(
-        read_rows, write(folder, [{**ROW, "id": "before"}, row, {**ROW, "id": "after"}]), words
-    )
+    rows = [{**ROW, "id": "before"}, row, {**ROW, "id": "after"}]
+    assert only_refused(read_rows, write(folder, rows), words)
 
 
 @pytest.mark.parametrize("fields, words", CORPUS_REFUSALS)
 def test_a_bad_corpus_row_is_refused_by_name(folder, fields, words):
     rows = [changed(CLIP, id="before"), changed(CLIP, **fields), changed(CLIP, id="after")]
-    only_refused(read_corpus, write(folder, rows), words)
+    assert only_refused(read_corpus, write(folder, rows), words)
 
 
 @pytest.mark.parametrize("field", ["speaker", "captions", "events", "music", "voice", "order"])
@@ -307,7 +306,7 @@ def test_a_line_that_is_no_row_is_refused_and_no_other(folder, line):
     path = write(folder, [{**ROW, "id": "before"}])
     with open(path, "ab") as file:
         file.write(line + b"\n\n" + json.dumps({**ROW, "id": "after"}).encode())
-    only_refused(read_rows, path, "expected")
+    assert only_refused(read_rows, path, "expected")
 
 
 def test_the_complaint_names_file_row_id_field_expected_and_found(folder):
