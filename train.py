@@ -10,14 +10,14 @@
     python train.py --recipe mallm --base weights/qwen2-audio             pairs, as MALLM did
     python train.py --merge runs/polyaudio --out weights/polyaudio      one plain checkpoint
 
-A step reads `batch` examples, whatever the number of ranks: they are packed into rows of about
-`tokens` tokens, the rows go to the ranks so that all have as much to do, and the summed gradients
-meet in one all-reduce. So the same seed gives the same steps on one GPU and on eight.
+A step reads `batch` examples, whatever the number of ranks: they go into packs of about `tokens`
+tokens, the packs go to the ranks so that all have as much to do, and the summed gradients meet in
+one all-reduce. So the same seed gives the same steps on one GPU and on eight.
 
 The ideas, in order: recipes and the small model's phases; examples as tokens, of which only the
-answers are learned; clips, kept; lessons, what a phase teaches; the plan, which packs; optimizers;
-ranks; a model from nothing; checkpoints; one step; the loop; the phases, one after another, and
-the ablations; what a run would take; one plain checkpoint.
+answers are learned; clips, kept; what is trained; ranks; lessons, what a phase teaches; the plan,
+which packs; optimizers; checkpoints; one step; the log; the loop; a model from nothing; its phases,
+one after another, and the ablations; what a run would take; one plain checkpoint.
 """
 
 import hashlib
@@ -28,14 +28,17 @@ import re
 import resource
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import groupby, islice, product
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby, islice
 from pathlib import Path
+from uuid import uuid4
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
 
@@ -47,7 +50,7 @@ from torch import nn  # noqa: E402
 
 import kernels  # noqa: E402
 from model import (  # noqa: E402
-    ENCODER_FRAMES, Config, PolyAudio, answer_all, find_device, write_tensors,
+    ENCODER_FRAMES, Config, PolyAudio, answer_all, find_device, weights_hash, write_tensors,
 )  # fmt: skip
 from prepare import (  # noqa: E402
     ONE_ROW_VIEWS, RATE, VIEWS, BadInput, Parser, Tokenizer, as_corpus, as_example, check_fits,
@@ -61,64 +64,70 @@ from prepare import (  # noqa: E402
 # Recipes. Every field is a flag of the same name.
 
 
+def flag(default, says):
+    return field(default=default, metadata={"says": says})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    base: str = "weights/af3"  # folder of weights to start from; "" for a small one from nothing
-    data: str = "data/toy/train.jsonl"
-    dev: str = "data/toy/bench-dev.jsonl"  # what is asked on the way; "" for nothing
-    corpus: str = "data/toy/world/corpus.jsonl"  # of clips by themselves, where those teach
-    out: str = "runs/polyaudio"
-    seed: int = 0
-    teach: str = "answers"  # or names of what sounds, or meanings of slots: see Lessons
-    text: float = 0.0  # share of examples whose clips are written out instead of heard
-    bare: float = 0.0  # of those, the share where that stands in the answer alone, not learned
-    view: str = ""  # of all examples, one that prepare.py names
-    most: int = 5  # clips of an example; those of more are passed over
-    tasks: str = ""  # how often each task, skill or kind is drawn, else once: "odd 2, single 0.5"
-    cache: str = ""  # folder for what is worked out of a clip once; "" for none
-    gate: float = 0.0  # what the last look at the dev set must reach
-    trains: str = ""  # without adapters: beginnings of what is trained, "" for all
-    lora: str = "decoder"  # where adapters go, or all (but the audio encoder); "": no adapters
-    rank: int = 16
-    alpha: int = 32
-    batch: int = 128  # examples of a step, on all ranks together
-    tokens: int = 16384  # of a packed row
-    epochs: float = 1.0
-    steps: int = 0  # instead of epochs
-    lr: float = 1e-5
-    muon: float = 0.0  # learning rate of matrices that are not adapters, by Muon; 0: as the rest
-    warmup: float = 0.05  # share of the steps
-    hold: float = 0.0  # share of the steps at full rate; then it falls, as a cosine, to `floor`
-    floor: float = 0.0  # of the full rate
-    clip: float = 1.0  # gradient norm
-    weight: float = 1.0  # of the answer's verdict beside what leads to it
-    recompute: int = 1  # keep only each layer's input and compute the rest again; 0: keep it all
-    workers: int = 4  # threads that decode ahead
-    every: int = 100  # steps between two lines of the log and checkpoints
-    looks: int = 1  # of so many of those, one looks at the dev set, too; the last one does
-    look: int = 210  # examples of a look
-    dtype: str = "auto"  # f32 or bf16; auto: bf16 on a GPU, f32 elsewhere
+    base: str = flag("weights/af3", 'weights to start from; "" for a small model from nothing')
+    data: str = flag("data/toy/train.jsonl", "rows to learn from")
+    dev: str = flag("", 'rows that are asked on the way; "" for none')
+    corpus: str = flag("data/toy/world/corpus.jsonl", "clips by themselves, where those teach")
+    out: str = flag("runs/polyaudio", "folder of the run")
+    seed: int = flag(0, "of all that is drawn")
+    teach: str = flag("answers", "or names of what sounds, or meanings of slots")
+    text: float = flag(0.0, "share of examples whose clips are written out, not heard")
+    bare: float = flag(0.0, "of those, the share that have it in the answer alone, not learned")
+    view: str = flag("", "another form of all examples, one that prepare.py names")
+    most: int = flag(5, "clips of an example; those of more are passed over")
+    tasks: str = flag("", 'how often each task, skill or kind is drawn: "odd 2, single 0.5"')
+    cache: str = flag("", 'folder for what is worked out of a clip once; "" for none')
+    gate: float = flag(0.0, "what the last look at the dev set must reach")
+    trains: str = flag("", "without adapters: beginnings of what is trained; all by default")
+    lora: str = flag("decoder", 'where adapters go, or all (but the audio encoder); "": none')
+    rank: int = flag(16, "of an adapter")
+    alpha: int = flag(32, "an adapter counts alpha / rank")
+    batch: int = flag(128, "examples of a step, on all ranks together")
+    tokens: int = flag(16384, "of a pack, at most")
+    epochs: float = flag(1.0, "how often each example is read")
+    steps: int = flag(0, "instead of epochs")
+    lr: float = flag(1e-5, "learning rate")
+    muon: float = flag(0.0, "that of matrices that are no adapters, by Muon; 0: as the rest")
+    warmup: float = flag(0.05, "share of the steps")
+    hold: float = flag(0.0, "share of the steps at full rate, before it falls as a cosine")
+    floor: float = flag(0.0, "share of the rate to which it falls")
+    clip: float = flag(1.0, "gradient norm, at most")
+    weight: float = flag(1.0, "of an answer's verdict beside what leads to it")
+    recompute: int = flag(1, "1: keep a layer's input and compute the rest again; 0: keep it all")
+    workers: int = flag(4, "threads that decode ahead")
+    every: int = flag(100, "steps between two lines of the log and checkpoints")
+    looks: int = flag(1, "of so many of those one looks at the dev set; the last one does")
+    look: int = flag(210, "examples of a look")
+    dtype: str = flag("auto", "f32 or bf16; auto: bf16 on a GPU, f32 elsewhere")
 
 
 RECIPES = {
-    "tiny": Recipe(base="", out="runs/tiny", cache="data/toy/cache", lora="", lr=3e-3, muon=0.02,
-                   hold=0.2, floor=0.02, batch=32, tokens=4096, recompute=0, workers=1, looks=10,
-                   dtype="bf16"),  # its phases stand below
+    "tiny": Recipe(base="", dev="data/toy/bench-dev.jsonl", out="runs/tiny", lora="", lr=3e-3,
+                   cache="data/toy/cache", muon=0.02, hold=0.2, floor=0.02, batch=32, tokens=4096,
+                   recompute=0, workers=1, looks=10, dtype="bf16"),  # its phases stand below
     "polyaudio": Recipe(),  # the paper's section 4.1; it leaves rank and number of steps open
-    "mallm": Recipe(base="weights/qwen2-audio", data="data/mallm/train.jsonl", dev="",
-                    out="runs/mallm", lora="all", lr=5e-5, batch=16, epochs=5),
+    "mallm": Recipe(base="weights/qwen2-audio", data="data/mallm/train.jsonl", out="runs/mallm",
+                    lora="all", lr=5e-5, batch=16, epochs=5),
 }  # fmt: skip
 LANGUAGE, JOINT = "language_model, lm_head", "multi_modal_projector"
 LAST = "audio_tower.layers.3, audio_tower.layer_norm"  # of the encoder's four
+WEIGHED = ("single 0.5, order 0.5, keyword 0.7, quality 0.8, needle 1.4, comparison 1.4, "
+           "contrast 1.4, link 1.3, temporal 1.3")  # what is learned soon is drawn less often
 # What the small model learns, one after another, each phase from what the one before it left. The
 # gate at its end says whether the next one makes sense: a stall costs minutes and names its cause.
 PHASES = {
-    "hear": {"teach": "names", "trains": "audio_tower", "steps": 1800, "gate": 0.8},
-    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1500,
+    "hear": {"teach": "names", "trains": "audio_tower", "steps": 1500, "gate": 0.8},
+    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1350,
              "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
-    "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 800, "gate": 0.8},
-    "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "steps": 1000,
-               "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
+    "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 700, "gate": 0.8},
+    "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "tasks": WEIGHED,
+               "steps": 1100, "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -137,32 +146,51 @@ def open_rows(path):
     return file
 
 
+def headline(line) -> tuple:
+    """What a plan has to know of a row before it is read: its kind, task and skill; how many clips
+    it has; whether it is for training; whose they are. A bad row is told when it is read."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    row = row if isinstance(row, dict) else {}
+    meta, clips, licences = (row.get(name) for name in ("meta", "clips", "licences"))
+    kind = meta.get("kind") if isinstance(meta, dict) else None
+    told = (kind, row.get("task"), row.get("skill"))
+    told = tuple(name if isinstance(name, str) else "" for name in told)
+    licences = licences if isinstance(licences, list) else [row.get("licence")]
+    licences = [name for name in licences if isinstance(name, str)]
+    count = len(clips) if isinstance(clips, list) else 1
+    return told, count, row.get("split", "train") == "train", licences
+
+
 class Rows:
-    """The rows of a file by number: only where each begins is kept, eight bytes a row. A JSON array
-    has no lines to count; its rows are kept as text."""
+    """The rows of a file by number: kept is where each begins, and its headline. A JSON array has
+    no lines to count; its rows are kept as text."""
 
     def __init__(self, path, read=as_example):
-        self.read, tasks = read, []
+        self.path, self.read, self.array = path, read, None
+        self.bad = set()  # what was wrong with some of them
         self.file = open_rows(path)
-        self.path, self.array, starts, place, found = path, None, [], 0, set()
-        if self.file.read(1 << 16).lstrip().startswith(b"["):
+        if self.file.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             self.array = [json.dumps(row).encode() for _, row in read_values(path, warn)]
         self.file.seek(0)
+        starts, place, number, licences = [], 0, {}, set()
+        task, clips, training = [], [], []
         for line in self.file if self.array is None else self.array:
             if line.strip():
+                told, count, trains, whose = headline(line)
                 starts.append(place)
-                tasks.append(tuple((re.search(rb'"%s": ?"(.*?)"' % name, line) or (b"", b""))[1]
-                                   for name in (b"kind", b"task", b"skill")))  # fmt: skip
-                found.update(re.findall(rb'"licences": ?\[(.*?)\]', line))
+                task.append(number.setdefault(told, len(number)))
+                clips.append(count)
+                training.append(trains)
+                licences.update(whose)
             place += len(line)
         expect(starts, path, "at least one row", "none")
         self.starts = np.array([*starts, place], np.int64)
-        names = sorted(set(tasks))
-        self.tasks = [tuple(name.decode(errors="replace") for name in told) for told in names]
-        number = {told: i for i, told in enumerate(names)}
-        self.task = np.array([number[told] for told in tasks])  # of each row: which of them
-        quoted = {name for text in found for name in re.findall(rb'"([^"]+)"', text)}
-        self.licences = sorted(name.decode(errors="replace") for name in quoted)
+        self.tasks, self.task = list(number), np.array(task)  # and of each row which of them
+        self.clips, self.training = np.array(clips), np.array(training)
+        self.licences = sorted(licences)
 
     def __len__(self):
         return len(self.starts) - 1
@@ -175,8 +203,29 @@ class Rows:
             row = json.loads(line if self.array is None else self.array[number])
             expect(isinstance(row, dict), "row", "an object", f"{row!r:.60}")
             return self.read(row, f"{Path(self.path).stem}-{number + 1}", Path(self.path).parent)
-        except (ValueError, BadInput) as mistake:
+        except (ValueError, RecursionError, BadInput) as mistake:
             raise BadInput(f"{where}: {mistake}") from None
+
+    def whole(self, numbers):
+        """Those of these rows that can be read."""
+        for number in numbers:
+            try:
+                yield self[number]
+            except BadInput as mistake:
+                self.skip(mistake)
+
+    def skip(self, mistake, quiet=False):
+        """A bad row is named and left out."""
+        self.bad.add(str(mistake))
+        if not quiet:
+            warn(f"left out: {mistake}")
+        self.check_bad(f", the last {mistake}")
+
+    def check_bad(self, last=""):
+        """More than one in a hundred are no accident."""
+        few = len(self.bad) <= max(1, len(self) / 100) and len(self.bad) < len(self)
+        many = f"{len(self.bad)} of {len(self)}{last}"
+        expect(few, self.path, "at most 1 % of bad rows", many)
 
 
 @dataclass
@@ -187,6 +236,7 @@ class Example:
     clips: list  # as the row names them; later their samples, or what was kept of them
     learned: list[float]
     row: dict = None  # of a corpus, where labels are learned
+    chance: list = ()  # numbers from 0 to 1, drawn for it alone
 
 
 def lay_out(row, net, root, weight, lead=1.0) -> Example:
@@ -244,21 +294,36 @@ class Sounds:
             self.folder = Path(cache) / f"{self.kind}-{digest(net.config.raw, weights)}"
 
     def __call__(self, clip):
-        if not self.folder:
+        folder = self.folder
+        if not folder:
             return load_clip(clip, self.root)
-        path = self.folder / f"{self.name(clip)}.safetensors"
-        if path.exists():
-            with open_tensors(path) as file:
-                kept = {key: file.get_tensor(key) for key in file.keys()}
-        else:
+        path = folder / f"{self.name(clip)}.safetensors"
+        kept = self.kept(path)
+        if kept is None:
             kept = self.work_out(load_clip(clip, self.root))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mine = path.with_suffix(f".{os.getpid()}")  # another rank may be at the same clip
-            write_tensors(mine, kept)
-            mine.replace(path)
+            self.keep(path, kept)
         if self.kind == "rows":
             return kept["rows"]
         return [(kept[f"mel.{i}"], int(n)) for i, n in enumerate(kept["frames"])]
+
+    def kept(self, path) -> dict | None:
+        try:
+            with open_tensors(path) as file:
+                return {key: file.get_tensor(key) for key in file.keys()}
+        except (OSError, BadInput):  # not there, or not whole
+            return None
+
+    def keep(self, path, tensors):
+        """Another thread or rank may be at the same clip: each writes a file of its own. Where
+        there is no room the run goes on without."""
+        mine = path.with_suffix(f".{uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(mine, tensors)
+            mine.replace(path)
+        except (OSError, BadInput) as mistake:
+            warn(f"{path.parent}: nothing more is kept there ({mistake})")
+            self.folder = None
 
     @torch.no_grad()
     def work_out(self, wave) -> dict:
@@ -273,7 +338,10 @@ class Sounds:
         """Of what is kept: another file of the same name is another clip."""
         paths = clip["join"] if isinstance(clip, dict) and "join" in clip else [clip]
         files = [self.root / (path["path"] if isinstance(path, dict) else path) for path in paths]
-        found = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        try:
+            found = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        except OSError as error:
+            raise BadInput(f"{clip}: cannot be read ({error.strerror})") from None
         return digest([clip, found], {})
 
 
@@ -283,6 +351,81 @@ def digest(value, tensors) -> str:
         made.update(name.encode())
         made.update(tensor.detach().to("cpu", torch.float32).numpy().tobytes())
     return made.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------
+# What is trained: adapters on a base, or all of it.
+
+EVERYTHING = (  # all linears but the encoder's and the head
+    r"(?!.*audio_tower).*\.((q|k|v|o|out|gate|up|down)_proj|fc\d|linear(_\d)?)"
+)
+TARGETS = {"decoder": None, "all": EVERYTHING}  # None: as model.py says
+
+
+def make_trainable(net, recipe) -> list:
+    """-> (name, parameter) of all that is trained, in the order of the network."""
+    if net.config.encoder:
+        net.layout = "polyaudio"  # the clip's index beside it, between BOA and EOA
+    if recipe.lora:
+        torch.manual_seed(recipe.seed)  # the same adapters on every rank
+        rows = net.tokenizer.boundaries if net.config.encoder else ()
+        expect(rows is not None, f"{net.dir}: tokenizer", "BOA and EOA", "neither")
+        net.add_lora(recipe.rank, recipe.alpha, TARGETS[recipe.lora], rows=rows)
+    else:
+        starts, names = tuple(map(str.strip, recipe.trains.split(","))), list(net.state_dict())
+        for start in starts:
+            fine = any(name.startswith(start) for name in names)
+            expect(fine, "--trains", "beginnings of a parameter's name, as lm_head", repr(start))
+        for name, p in net.named_parameters():
+            p.requires_grad_(name.startswith(starts) and not name.endswith("positions.weight"))
+    net.language_model.recompute = bool(recipe.recompute)
+    return [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+
+
+def is_frozen(named) -> bool:
+    """Whether nobody trains the encoder."""
+    return not any(name.startswith("audio_tower") for name, _ in named)
+
+
+# ------------------------------------------------------------------------------------------------
+# Ranks: who else is at it. One process alone is a world of one.
+
+
+@dataclass
+class Ranks:
+    rank: int = 0
+    count: int = 1
+
+    def sum(self, flat):
+        """Add up what all ranks have, in place."""
+        if self.count > 1:
+            self.together(dist.all_reduce, flat)
+        return flat
+
+    def gather(self, value) -> list:
+        """Everybody's value, in the order of the ranks."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        self.together(dist.all_gather_object, values, value)
+        return values
+
+    def together(self, act, *given):
+        try:
+            act(*given)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"rank {self.rank}: another rank is gone ({reason})") from None
+
+
+def join_ranks(device) -> Ranks:
+    """As torchrun set it up: NCCL between GPUs, gloo between CPUs."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Ranks()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -296,11 +439,13 @@ class Answers:
     def __init__(self, net, recipe):
         self.net, self.recipe = net, recipe
         self.rows, self.root = Rows(recipe.data), Path(recipe.data).parent
+        self.wanted = self.rows.clips <= recipe.most
+        self.looks = bool(recipe.dev)
         self.named = make_trainable(net, recipe)
         self.sounds = Sounds(net, self.root, recipe.cache, is_frozen(self.named))
 
     def lay_out(self, row, dice) -> Example | None:
-        if len(row["clips"]) > self.recipe.most:
+        if len(row["clips"]) > self.recipe.most:  # of rows in others' forms that is known only now
             return None
         written, bare = dice.random() < self.recipe.text, dice.random() < self.recipe.bare
         if written and bare and re.fullmatch(JUDGED, conversation(row)[-1]["content"]):
@@ -381,10 +526,10 @@ def labels_of(row):
 def numbers_of(row) -> list[float]:
     """Each of NUMBERS in 0..1, NaN where the clip has none."""
     found = []
-    for (field, part), (low, high, logarithm) in NUMBERS.items():
-        value = row.get(field, {}).get(part)
+    for (kind, part), (low, high, logarithm) in NUMBERS.items():
+        value = row.get(kind, {}).get(part)
         noisy = row.get("quality", {}).get("label") in ("noise", "background")
-        if value is None or (field == "quality" and not noisy):
+        if value is None or (kind == "quality" and not noisy):
             found.append(math.nan)
             continue
         low, high, value = (math.log(x) if logarithm else x for x in (low, high, value))
@@ -398,22 +543,23 @@ class Labels:
     def __init__(self, net, recipe):
         self.net, self.recipe, self.root = net, recipe, Path(recipe.corpus).parent
         self.rows = Rows(recipe.corpus, lambda row, name, root: as_corpus(row, root))
+        self.wanted, self.looks = self.rows.training, True
         self.named = make_trainable(net, recipe)
         self.sounds = Sounds(net, self.root, recipe.cache, is_frozen(self.named))
-        rows = [self.rows[i] for i in range(len(self.rows))]
+        rows = list(self.rows.whole(range(len(self.rows))))
         found = {(kind, name) for row in rows if row["split"] == "train"
                  for kind, name, _, _ in labels_of(row)}  # fmt: skip
         self.names = sorted(found)
         self.place = {name: i for i, name in enumerate(self.names)}
+        expect(self.names, recipe.corpus, "clips to train on, and what sounds in them", "none")
         self.dev = [row for row in rows if row["split"] == "dev"][: recipe.look]
+        self.longest = max(row["duration"] for row in rows)
 
-    def lay_out(self, row, dice=None) -> Example | None:
-        if dice and row["split"] != "train":
-            return None
+    def lay_out(self, row, dice=None) -> Example:
         slots = n_slots(clip_samples(row["path"], self.root), self.net.config.max_seconds)
         expect(slots, row["path"], "at least 321 samples", "fewer")
-        ids = [self.net.config.audio_token] * slots
-        return Example(row["id"], self.recipe.teach, ids, [row["path"]], [1.0] * slots, row)
+        ids, chance = [self.net.config.audio_token] * slots, dice.random(4) if dice else ()
+        return Example(row["id"], self.recipe.teach, ids, [row["path"]], [1.0] * slots, row, chance)
 
     def hot(self, examples) -> torch.Tensor:
         """(Q, names), 1 where a name is heard."""
@@ -444,12 +590,23 @@ class Labels:
         return {kind: (right / all).item() for kind, (right, all) in sorted(sums.items()) if all}
 
 
+def roughened(mel, loud, cut, low, wide):
+    """As loud as chance has it, and half the time a few bands of the mel blotted out."""
+    mel = mel.float() + 0.2 * (loud - 0.5)
+    if cut < 0.5:
+        low, wide = int(low * 118), 2 + int(wide * 9)
+        mel[low : low + wide] = mel.mean()
+    return mel
+
+
 class Names(Labels):
     """The encoder's rows are to say what sounds: each name by a head of its own, and the numbers
     by the mean over the clip. The heads are a training aid; they do not go along."""
 
     def __init__(self, net, recipe):
         super().__init__(net, recipe)
+        heard = not is_frozen(self.named)
+        expect(heard, "--trains", "the audio_tower, which is to learn names", recipe.trains)
         torch.manual_seed(recipe.seed)
         width = net.config.encoder.width
         self.heads = nn.ModuleDict(
@@ -458,9 +615,11 @@ class Names(Labels):
         self.named += [(f"heads.{name}", p) for name, p in self.heads.named_parameters()]
 
     def loss(self, examples):
-        clips = [clip if isinstance(clip, list) else self.net.windows([clip])[0]
-                 for e in examples for clip in e.clips]  # fmt: skip
-        clips = [[self.roughened(*window) for window in clip] for clip in clips]
+        clips = []
+        for example in examples:
+            (clip,) = example.clips
+            windows = clip if isinstance(clip, list) else self.net.windows([clip])[0]
+            clips.append([(roughened(mel, *example.chance), frames) for mel, frames in windows])
         rows = [x.float() for x in self.net.listen(clips)]
         hot = self.hot(examples).to(self.net.device)
         names = self.heads["name"](torch.cat(rows)).float()
@@ -468,18 +627,10 @@ class Names(Labels):
         off = F.binary_cross_entropy_with_logits(names, hot, pos_weight=weight, reduction="sum")
         numbers = torch.tensor([numbers_of(e.row) for e in examples], device=hot.device)
         told = self.heads["number"](torch.stack([x.mean(0) for x in rows])).float().sigmoid()
-        wrong = torch.where(numbers.isnan(), 0.0, told - numbers.nan_to_num()).square()
-        known = (~numbers.isnan()).sum().clamp(min=1)
-        return off + 20 * len(hot) * wrong.sum() / known, len(hot)
-
-    def roughened(self, mel, frames):
-        """As loud as chance has it, and half the time a few bands of the mel blotted out."""
-        loud, cut, low, wide = torch.rand(4).tolist()
-        mel = mel.float() + 0.2 * (loud - 0.5)
-        if cut < 0.5:
-            low, wide = int(low * 118), 2 + int(wide * 9)
-            mel[low : low + wide] = mel.mean()
-        return mel, frames
+        wrong = torch.where(numbers.isnan(), 0.0, told - numbers.nan_to_num()).square().sum(1)
+        known = (~numbers.isnan()).sum(1).clamp(min=1)
+        slots = torch.tensor([len(e.ids) for e in examples], device=hot.device)
+        return off + 40 * (slots * wrong / known).sum(), len(hot)
 
     def told(self, examples) -> dict:
         """Twice what is rightly told, and what is told plus what is there: their ratio is F1."""
@@ -516,7 +667,8 @@ class Meanings(Labels):
         said = [meaning(f" {name}") if kind not in self.UNSAID else (kind == "speaker") * apart[i]
                 for i, (kind, name) in enumerate(self.names)]  # fmt: skip
         self.said, self.numbers = torch.stack(said), apart[len(self.names) :] / 2  # (names, D)
-        self.times = torch.stack([moment(f"{i * SLOT:.1f}") / 2 for i in range(750)])  # (Q, D)
+        moments = range(math.ceil(self.longest / SLOT) + 1)
+        self.times = torch.stack([moment(f"{i * SLOT:.1f}") / 2 for i in moments])  # (Q, D)
 
     def beside(self, examples):
         """What has no name: of each slot the time, of each clip its numbers, (Q, D)."""
@@ -539,6 +691,8 @@ class Meanings(Labels):
         x, hot = x - self.beside(examples), self.hot(examples)
         for kind in self.APART:
             places = [i for i, (k, _) in enumerate(self.names) if k == kind]
+            if not places:
+                continue
             alone, names = hot[:, places].sum(1) == 1, self.said[places]
             near = x[alone] @ (names / names.square().sum(1, keepdim=True)).T  # 1 where it is that
             yield kind, near, hot[alone][:, places].argmax(1)
@@ -560,20 +714,15 @@ class Meanings(Labels):
 LESSONS = {"answers": Answers, "names": Names, "meanings": Meanings}
 
 
-def is_frozen(named) -> bool:
-    """Whether nobody trains the encoder."""
-    return not any(name.startswith("audio_tower") for name, _ in named)
-
-
 def macro(tasks) -> float:
     return sum(tasks.values()) / max(1, len(tasks))
 
 
 # ------------------------------------------------------------------------------------------------
 # The plan: which examples a step reads, and which rank which of them. It depends on (seed, epoch)
-# alone. Out of a buffer of examples come rows of at most `tokens` tokens and `batch` examples: each
-# begins with the example that has waited longest and takes the longest that still fits, until none
-# does. An epoch is over when the buffer is empty; only then the next one is read.
+# alone. Out of a buffer of examples come packs of at most `tokens` tokens and `batch` examples:
+# each begins with the example that has waited longest and takes the longest that still fits, until
+# none does. An epoch is over when the buffer is empty; only then the next one is read.
 
 BUFFER = 512  # examples
 
@@ -598,7 +747,7 @@ class Plan:
     def __init__(self, recipe, lesson, place=None, quiet=False):
         self.recipe, self.lesson, self.quiet = recipe, lesson, quiet
         self.rows, self.drawn = lesson.rows, how_often(recipe, lesson.rows)
-        self.epoch, self.taken, self.over, self.bad = 0, 0, 0, set()
+        self.epoch, self.taken, self.over = 0, 0, 0
         self.order = self.shuffled()
         self.waiting = {}  # place in that order -> its example, longest-waiting first
         if place:
@@ -612,19 +761,28 @@ class Plan:
         waiting = list(self.waiting)
         return {"epoch": self.epoch, "taken": self.taken, "over": self.over, "waiting": waiting}
 
-    def shuffled(self):
+    @property
+    def examples(self) -> int:
+        """Of all epochs, if no row is bad."""
+        epochs = range(math.ceil(self.recipe.epochs))
+        return sum(len(self.shuffled(epoch)) for epoch in epochs)
+
+    def shuffled(self, epoch=None):
         """The rows of an epoch in its order; of the last one perhaps a part."""
-        dice = np.random.default_rng((self.recipe.seed, self.epoch))
+        epoch = self.epoch if epoch is None else epoch
+        dice = np.random.default_rng((self.recipe.seed, epoch))
         numbers = np.arange(len(self.rows))
         if self.drawn is not None:
             times = np.floor(self.drawn + dice.random(len(numbers))).astype(int)
             numbers = numbers.repeat(times)
         order = dice.permutation(numbers)
-        share = 1 if self.recipe.steps else min(1, self.recipe.epochs - self.epoch)
+        order = order[self.lesson.wanted[order]]
+        share = 1 if self.recipe.steps else min(1, self.recipe.epochs - epoch)
         return order[: max(0, round(share * len(order)))]
 
     def fill(self):
-        while len(self.waiting) < BUFFER and len(self.order):
+        idle = 0  # rows in a row of which nothing came
+        while len(self.waiting) < BUFFER and len(self.order) and idle <= len(self.rows):
             if self.taken == len(self.order):
                 if self.waiting:
                     return
@@ -635,6 +793,7 @@ class Plan:
             self.taken += 1
             if example := self.lay_out(place):
                 self.waiting[place] = example
+            idle = 0 if example else idle + 1
 
     def lay_out(self, place) -> Example | None:
         number, name = self.order[place], ""
@@ -648,19 +807,10 @@ class Plan:
             expect(not long, "--tokens", "room for the longest example", found)
             return example
         except BadInput as mistake:
-            self.skip(f"{name}{mistake}", self.quiet)
+            self.rows.skip(f"{name}{mistake}", self.quiet)
 
-    def skip(self, mistake, quiet=False):
-        """A bad row is named and left out; more than one in a hundred are no accident."""
-        self.bad.add(mistake)
-        if not quiet:
-            warn(f"left out: {mistake}")
-        few = len(self.bad) <= max(1, len(self.rows) / 100) and len(self.bad) < len(self.rows)
-        many = f"{len(self.bad)} of {len(self.rows)}, the last {mistake}"
-        expect(few, self.rows.path, "at most 1 % of bad rows", many)
-
-    def row(self) -> list[Example]:
-        """The next packed row; empty at the end."""
+    def pack(self) -> list[Example]:
+        """The next pack; empty at the end."""
         self.fill()
         room, taken = self.recipe.tokens, []
         for number, example in self.longest_after_oldest():
@@ -674,27 +824,31 @@ class Plan:
         return [oldest, *sorted(others, key=lambda pair: -len(pair[1].ids))] if oldest else []
 
     def step(self) -> list[list[Example]]:
-        """As many rows as it takes to hold `batch` examples; what they are over counts for the
+        """As many packs as it takes to hold `batch` examples; what they are over counts for the
         next step. Empty at the end."""
-        rows, count = [], self.over
-        while count < self.recipe.batch and (row := self.row()):
-            rows.append(row)
-            count += len(row)
+        packs, count = [], self.over
+        while count < self.recipe.batch and (pack := self.pack()):
+            packs.append(pack)
+            count += len(pack)
         self.over = count - self.recipe.batch
-        return rows
+        return packs
 
 
 EVEN = 1.05  # what the busiest rank may have to do, by the mean
 
 
-def shared(rows, ranks, tokens) -> list[list]:
-    """A step's rows by rank. Where whole rows cannot be shared evenly, as nine by eight, their
+def length(pack) -> int:
+    return sum(len(e.ids) for e in pack)
+
+
+def shared(packs, ranks, tokens) -> list[list]:
+    """A step's packs by rank. Where whole ones cannot be shared evenly, as nine by eight, their
     examples are, and every rank packs its own."""
-    parts = dealt(rows, ranks, lambda row: sum(len(e.ids) for e in row))
-    loads = [sum(len(e.ids) for row in part for e in row) for part in parts]
+    parts = dealt(packs, ranks, length)
+    loads = [sum(map(length, part)) for part in parts]
     if max(loads) * ranks <= EVEN * sum(loads):
         return parts
-    examples = [e for row in rows for e in row]
+    examples = [e for pack in packs for e in pack]
     return [packed(part, tokens) for part in dealt(examples, ranks, lambda e: len(e.ids))]
 
 
@@ -709,15 +863,15 @@ def dealt(things, ranks, cost) -> list[list]:
 
 
 def packed(examples, tokens) -> list[list[Example]]:
-    """The largest first, each into the first row that has room."""
-    rows = []
+    """The largest first, each into the first pack that has room."""
+    packs = []
     for example in examples:
-        held = (row for row in rows if sum(len(e.ids) for e in row) + len(example.ids) <= tokens)
-        row = next(held, None)
-        if row is None:
-            rows.append(row := [])
-        row.append(example)
-    return rows
+        roomy = (pack for pack in packs if length(pack) + len(example.ids) <= tokens)
+        pack = next(roomy, None)
+        if pack is None:
+            packs.append(pack := [])
+        pack.append(example)
+    return packs
 
 
 AHEAD = 2  # steps whose clips are being decoded while one is trained on
@@ -725,10 +879,10 @@ AHEAD = 2  # steps whose clips are being decoded while one is trained on
 
 @dataclass
 class Step:
-    rows: list[list[Example]]  # this rank's, their clips decoded
+    packs: list[list[Example]]  # this rank's, their clips decoded
     ids: list[str]  # of all ranks' examples
     tokens: int  # in them
-    room: int  # for tokens in the rows that were planned
+    room: int  # for tokens in the packs that were planned
     place: dict  # where the plan is after it
     last: bool = False
 
@@ -737,18 +891,18 @@ def decoded(plan, rank, ranks):
     """The plan's steps as one rank sees them."""
     queue, tokens = deque(), plan.recipe.tokens
     with ThreadPoolExecutor(plan.recipe.workers) as pool:
-        while (rows := plan.step()) or queue:
-            if rows:
-                mine = shared(rows, ranks, tokens)[rank]
-                mine = [[pool.submit(load, plan, e) for e in row] for row in mine]
-                ids = [e.id for row in rows for e in row]
-                held = sum(len(e.ids) for row in rows for e in row)
-                queue.append(Step(mine, ids, held, len(rows) * tokens, plan.place))
-            if len(queue) > AHEAD or not rows:
+        while (packs := plan.step()) or queue:
+            if packs:
+                mine = shared(packs, ranks, tokens)[rank]
+                mine = [[pool.submit(load, plan, e) for e in pack] for pack in mine]
+                ids = [e.id for pack in packs for e in pack]
+                held, room = sum(map(length, packs)), len(packs) * tokens
+                queue.append(Step(mine, ids, held, room, plan.place))
+            if len(queue) > AHEAD or not packs:
                 step = queue.popleft()
-                heard = [[e for future in row if (e := future.result())] for row in step.rows]
-                ended = not rows and not queue
-                yield replace(step, rows=[row for row in heard if row], last=ended)
+                heard = [[e for future in pack if (e := future.result())] for pack in step.packs]
+                ended = not packs and not queue
+                yield replace(step, packs=[pack for pack in heard if pack], last=ended)
 
 
 def load(plan, example) -> Example | None:
@@ -760,7 +914,7 @@ def load(plan, example) -> Example | None:
         slots, places = sum(map(net.n_slots, clips)), example.ids.count(net.config.audio_token)
         expect(slots == places, "clips", f"{places} slots, as their headers say", slots)
     except BadInput as mistake:
-        plan.skip(f"{example.id}: {mistake}")
+        plan.rows.skip(f"{example.id}: {mistake}")
         return None
     return replace(example, clips=clips)
 
@@ -808,7 +962,7 @@ def orthogonal(g, steps=5):
 
 
 def optimizers(recipe, named) -> list:
-    apart = ("embed", "lm_head", "heads.")  # rows that come up a few at a time
+    apart = ("embed", "lm_head", "heads.", ".lora_")  # rows that come up a few at a time; adapters
     matrices = [p for name, p in named if recipe.muon and p.ndim == 2
                 and not any(part in name for part in apart)]  # fmt: skip
     chosen = {id(p) for p in matrices}
@@ -828,70 +982,367 @@ def rate(recipe, step, steps) -> float:
 
 
 # ------------------------------------------------------------------------------------------------
-# Ranks: who else is at it. One process alone is a world of one.
+# Checkpoints: what is trained, what the optimizers remember of it, the place in the data. Chance
+# has no state of its own: it depends on (seed, epoch, place).
+
+KEPT = 2  # checkpoints, and the best
 
 
-@dataclass
-class Ranks:
-    rank: int = 0
-    count: int = 1
-
-    def sum(self, flat):
-        """Add up what all ranks have, in place."""
-        if self.count > 1:
-            self.together(dist.all_reduce, flat)
-        return flat
-
-    def gather(self, value) -> list:
-        """Everybody's value, in the order of the ranks."""
-        if self.count == 1:
-            return [value]
-        values = [None] * self.count
-        self.together(dist.all_gather_object, values, value)
-        return values
-
-    def together(self, act, *given):
-        try:
-            act(*given)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise BadInput(f"rank {self.rank}: another rank is gone ({reason})") from None
+def state_tensors(named, opts) -> dict:
+    tensors = {f"p.{name}": p.detach() for name, p in named}
+    for name, p in named:
+        for opt in opts:
+            for key, value in opt.state.get(p, {}).items():
+                tensors[f"s.{key}.{name}"] = torch.as_tensor(value).detach()
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def join_ranks(device) -> Ranks:
-    """As torchrun set it up: NCCL between GPUs, gloo between CPUs."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return Ranks()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(dist.get_rank(), dist.get_world_size())
+def save_state(out, named, opts, about):
+    path = out / f"state-{about['step']:07d}.safetensors"
+    write_tensors(path, state_tensors(named, opts))
+    write_json(path.with_suffix(".json"), about)  # the last: without it, no checkpoint
+    kept = {path.stem for path in checkpoints(out)[-KEPT:]}
+    for old in sorted(out.glob("state-*")):  # what a kill left half done is here, too
+        if old.name.split(".")[0] not in kept:
+            old.unlink()
+
+
+def checkpoints(out) -> list[Path]:
+    """The whole ones, oldest first."""
+    found = sorted(out.glob("state-*.safetensors"))
+    return [path for path in found if path.with_suffix(".json").exists()]
+
+
+def load_state(path, named, opts) -> dict:
+    """Put a checkpoint's numbers in place. -> what it says of itself"""
+    about = read_json(path.with_suffix(".json"))
+    owner = {id(p): opt for opt in opts for group in opt.param_groups for p in group["params"]}
+    with open_tensors(path) as file:
+        table = {key: file.get_tensor(key) for key in file.keys()}
+    parameters = dict(named)
+    there = {name.removeprefix("p."): tensor for name, tensor in table.items() if name[0] == "p"}
+    left = sorted(there.keys() - parameters.keys())
+    expect(not left, path, "what is trained and nothing else", ", ".join(left[:3]))
+    for name, p in named:
+        found = tuple(there[name].shape) if name in there else "none"
+        expect(found == tuple(p.shape), f"{path}: {name}", f"the recipe's {tuple(p.shape)}", found)
+        with torch.no_grad():
+            p.copy_(there[name])
+    for key, value in table.items():
+        kind, _, rest = key.partition(".")
+        field, _, name = rest.partition(".")
+        if kind == "s" and name in parameters:
+            p = parameters[name]  # AdamW counts its steps on the CPU
+            owner[id(p)].state[p][field] = value.to(p.device) if value.ndim else value
+    return about
 
 
 # ------------------------------------------------------------------------------------------------
-# What is trained: adapters on a base, or all of it.
-
-EVERYTHING = (  # all linears but the encoder's and the head
-    r"(?!.*audio_tower).*\.((q|k|v|o|out|gate|up|down)_proj|fc\d|linear(_\d)?)"
-)
-TARGETS = {"decoder": None, "all": EVERYTHING}  # None: as model.py says
+# One step, and a look at how well it goes.
 
 
-def make_trainable(net, recipe) -> list:
-    """-> (name, parameter) of all that is trained, in the order of the network."""
-    if net.config.encoder:
-        net.layout = "polyaudio"  # the clip's index beside it, between BOA and EOA
-    if recipe.lora:
-        torch.manual_seed(recipe.seed)  # the same adapters on every rank
-        rows = net.tokenizer.boundaries if net.config.encoder else ()
-        expect(rows is not None, f"{net.dir}: tokenizer", "BOA and EOA", "neither")
-        net.add_lora(recipe.rank, recipe.alpha, TARGETS[recipe.lora], rows=rows)
-    else:
-        starts = tuple(map(str.strip, recipe.trains.split(",")))
-        for name, p in net.named_parameters():
-            p.requires_grad_(name.startswith(starts) and not name.endswith("positions.weight"))
-    net.language_model.recompute = bool(recipe.recompute)
-    return [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+class Stop:
+    """Ctrl-C or a polite kill: the step that is under way is finished and saved. The same once more
+    does not wait for that. (Whoever starts several ranks passes on what the terminal has told them
+    already, but as the other of the two.)"""
+
+    asked = 0
+
+    def __call__(self, number, frame):
+        if self.asked == number:
+            sys.exit(128 + number)
+        self.asked = self.asked or number
+
+
+STOPPED = Stop()
+
+
+def gradients(lesson, packs, ranks, dtype) -> tuple[float, float, float, list[str]]:
+    """Leave the step's mean gradient in every parameter, on every rank the same. -> mean loss, of
+    how many tokens (weighed), whether anybody wants to stop, and the examples of this rank whose
+    loss is no number."""
+    net, named = lesson.net, lesson.named
+    said = torch.zeros(3, device=net.device)  # summed loss, weight, wishes to stop
+    lost = []
+    for pack in packs:
+        with torch.autocast(net.device.type, dtype, enabled=dtype != net.dtype):
+            loss, weight = lesson.loss(pack)
+        loss.backward()
+        said += torch.tensor([loss.item(), weight, 0.0], device=net.device)
+        lost += [] if math.isfinite(loss.item()) else [e.id for e in pack]
+    said[2] = float(STOPPED.asked)
+    params = [p for _, p in named]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    flat = torch.cat([part.float().flatten() for part in parts] + [said])
+    loss, weight, wishes = ranks.sum(flat)[-3:].tolist()
+    for p, mean in zip(params, flat[:-3].split([p.numel() for p in params])):
+        p.grad = (mean / max(weight, 1)).view_as(p).to(p.dtype)
+    return loss / max(weight, 1), weight, wishes, lost
+
+
+def look(lesson, ranks) -> dict:
+    lesson.net.eval()
+    with torch.no_grad():
+        tasks = lesson.look(ranks)
+    lesson.net.train()
+    return tasks
+
+
+def is_half(recipe, device) -> bool:
+    return recipe.dtype == "bf16" or (recipe.dtype == "auto" and device.type == "cuda")
+
+
+def update(opts, full, named, most, share, loss) -> float:
+    """A step of every optimizer at its share of the full rate, if the gradient is a number.
+    -> its norm before it was clipped"""
+    norm = nn.utils.clip_grad_norm_([p for _, p in named], most).item()
+    for opt, rates in zip(opts, full):
+        for group, lr in zip(opt.param_groups, rates):
+            group["lr"] = lr * share
+        if math.isfinite(norm + loss):
+            opt.step()
+        opt.zero_grad(set_to_none=True)
+    return norm
+
+
+PATIENCE = 3  # steps in a row whose gradient is no number
+
+
+def report(step, wrong, ids, rank):
+    """A step without a gradient is no harm; several in a row are."""
+    ids = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if ids[20:] else "")
+    if rank == 0:
+        warn(f"step {step}: the gradient is no number, and the step is left out: {ids}")
+    expect(wrong < PATIENCE, f"step {step}", "a gradient that is a number", f"none, as in the "
+           f"{PATIENCE - 1} steps before, on {ids}")  # fmt: skip
+
+
+def save_run(net, recipe, out):
+    """What sample.py and judge.py load: the adapter, or all of it."""
+    (net.save_adapter if recipe.lora else net.save)(out)
+
+
+# ------------------------------------------------------------------------------------------------
+# What a run says of itself, on the terminal and in log.jsonl.
+
+
+class Meter:
+    """What a run says of itself, on the terminal and as JSON, one line each time."""
+
+    def __init__(self, steps, done, before=0.0):
+        self.steps, self.first, self.done = steps, done, done
+        self.begun, self.examples, self.tokens, self.room = time.monotonic(), 0, 0, 0
+        self.skipped, self.before = 0, before
+        self.show = progress("training", steps, done, "steps", 1)
+
+    def add(self, step, skipped):
+        self.done += 1
+        self.examples += len(step.ids)
+        self.tokens += step.tokens
+        self.room += step.room
+        self.skipped += skipped
+        self.show(1)
+
+    @property
+    def minutes(self) -> float:
+        """Of the whole run, earlier parts of it too."""
+        return round(self.before + (time.monotonic() - self.begun) / 60, 2)
+
+    def tell(self, out, loss, lr, norm, device, bad):
+        seconds = time.monotonic() - self.begun
+        left = seconds / max(1, self.done - self.first) * (self.steps - self.done)
+        line = {
+            "step": self.done, "loss": number(loss, 6), "lr": lr, "norm": number(norm, 4),
+            "examples/s": round(self.examples / seconds, 1),
+            "tokens/s": round(self.tokens / seconds),
+            "fill": round(self.tokens / max(1, self.room), 4),
+            "memory_gb": round(memory(device) / 1e9, 2), "left_min": round(left / 60, 1),
+            "minutes": self.minutes,
+            "bad_rows": bad, "skipped_steps": self.skipped,
+        }  # fmt: skip
+        print("  ".join(f"{name} {value}" for name, value in line.items()), file=sys.stderr)
+        log_line(out, line)
+
+    def tell_dev(self, out, tasks):
+        told = "  ".join(f"{task} {right:.2f}" for task, right in tasks.items())
+        print(clean(f"  dev {macro(tasks):.3f}: {told}"), file=sys.stderr)
+        log_line(out, {"step": self.done, "minutes": self.minutes, "dev": tasks})
+
+
+def log_line(out, line):
+    with open(out / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def number(value, digits) -> float | None:
+    """JSON knows no NaN."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def tell_gate(recipe, step, tasks):
+    """What a phase was to reach, and what it did not."""
+    low = [f"{task} {right:.2f}" for task, right in tasks.items() if right < recipe.gate]
+    passed = macro(tasks) >= recipe.gate
+    said = f"gate {recipe.gate}: {'passed' if passed else 'NOT passed'}, with {macro(tasks):.3f}"
+    print(clean(said + (f"; below it: {', '.join(low)}" if low else "")), file=sys.stderr)
+    log_line(Path(recipe.out), {"step": step, "gate": recipe.gate, "passed": passed, "dev": tasks})
+
+
+def cut_log(path, done, due):
+    """What comes after the checkpoint is done once more, and says so once more: steps, and the look
+    that was due."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    lines = [(json.loads(line), line) for line in lines if line.endswith("}\n")]
+    lines = [(told, line) for told, line in lines if told.get("step", 0) <= done]
+    with written(path) as file:
+        file.writelines(line for told, line in lines
+                        if not due or told.get("step", 0) < done or "loss" in told)  # fmt: skip
+
+
+def memory(device) -> int:
+    """The most that was held, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def begin(run):
+    """Say what this run is: on what, how much, whose data, and one example as a reader would see
+    it. Keep that beside what comes of it."""
+    net, plan, done = run.net, run.plan, run.state["step"]
+    total = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for _, p in run.lesson.named)
+    device = f"{run.ranks.count} x {net.device}"
+    left = len(plan.rows) - int(run.lesson.wanted.sum())
+    laid_out = (plan.lay_out(place) for place in range(len(plan.order)))
+    example = next((example for example in laid_out if example), None)
+    expect(example or done, plan.rows.path, "an example to learn from", "none")
+    for line in (
+        f"on {device}, {kernels.chosen()} kernels, torch {torch.__version__}",
+        f"parameters: {total:,}, trained: {trained:,}",
+        f"code: {git_hash()}",
+        f"rows: {len(plan.rows):,}" + (f", {left:,} of them passed over" if left else ""),
+        f"licences: {', '.join(plan.rows.licences) or 'none stated'}",
+        f"steps: {run.steps}" + (f", from {done}" if done else ""),
+        *([f"{example.id}: {spelled(net, example.ids)}"] if example else ()),
+    ):
+        print(clean(line, keep="\n"), file=sys.stderr)
+    about = {"code": git_hash(), "licences": plan.rows.licences}
+    write_json(run.out / "train.json", {**asdict(run.recipe), **about})
+    cut_log(run.out / "log.jsonl", done, run.state["due"])
+
+
+def spelled(net, ids) -> str:
+    """Ids as text, special tokens by name and slots by their number."""
+    names, parts = {id: name for name, id in net.tokenizer.special.items()}, []
+    for id, run in groupby(ids, lambda id: id if id in names else None):
+        run = list(run)
+        slots = id is not None and id == net.config.audio_token
+        text = f"<{len(run)} slots>" if slots else names[id] * len(run) if id in names else None
+        parts.append(net.tokenizer.decode(run) if text is None else text)
+    return "".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------
+# The loop.
+
+SAME = (  # of a run that is gone on with
+    "seed", "batch", "tokens", "teach", "text", "bare", "view", "most", "tasks", "weight", "lora",
+    "rank", "alpha", "trains", "dtype",
+)  # fmt: skip
+
+
+class Run:
+    """What a run has come to, and how that is kept."""
+
+    def __init__(self, net, recipe, ranks, resumed):
+        self.net, self.recipe, self.ranks, self.out = net, recipe, ranks, Path(recipe.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lesson = LESSONS[recipe.teach](net, recipe)
+        self.opts = optimizers(recipe, self.lesson.named)
+        self.full = [[group["lr"] for group in opt.param_groups] for opt in self.opts]
+        self.state = {"step": 0, "best": -1.0, "place": None, "due": "", "minutes": 0.0, "bad": []}
+        rows = self.lesson.rows
+        base = ranks.gather(weights_hash(recipe.base) if ranks.rank == 0 else "")[0]
+        same = {name: getattr(recipe, name) for name in SAME}
+        self.state["plan"] = same | {"muon": recipe.muon > 0, "rows": len(rows), "base": base}
+        if resumed and checkpoints(self.out):
+            self.go_on(checkpoints(self.out)[-1])
+        steps = ranks.gather(self.state["step"])
+        expect(len(set(steps)) == 1, f"--out {self.out}", "a folder that all ranks see", steps)
+        rows.bad.update(self.state["bad"])
+        self.plan = Plan(recipe, self.lesson, self.state["place"], quiet=ranks.rank > 0)
+        self.steps = recipe.steps or math.ceil(self.plan.examples / recipe.batch)
+
+    def go_on(self, path):
+        found, same = read_json(path.with_suffix(".json")), self.state["plan"]
+        for name in same:
+            known = found["plan"].get(name)
+            where = f"--resume: {name}"
+            expect(known == same[name], where, f"{known!r}, as so far", repr(same[name]))
+        self.state = load_state(path, self.lesson.named, self.opts)
+
+    def keep(self, **more):
+        """On the disk, all of it or nothing."""
+        bad = self.lesson.rows.bad
+        bad.update(*self.ranks.gather(bad))
+        self.lesson.rows.check_bad()
+        self.state |= {**more, "bad": sorted(bad)}
+        if self.ranks.rank == 0:
+            save_run(self.net, self.recipe, self.out)
+            save_state(self.out, self.lesson.named, self.opts, self.state)
+
+    def look(self, meter):
+        """A look at the dev set takes a while: what was learned is safe before it."""
+        tasks = look(self.lesson, self.ranks)
+        last, best = self.state["due"] == "last look", self.state["best"]
+        if self.ranks.rank == 0:
+            meter.tell_dev(self.out, tasks)
+            if macro(tasks) > best:
+                save_run(self.net, self.recipe, self.out / "best")
+            if last and self.recipe.gate:
+                tell_gate(self.recipe, self.state["step"], tasks)
+        self.keep(tasks=tasks, best=max(best, macro(tasks)), due="", minutes=meter.minutes)
+
+
+def train(net, recipe, ranks, resumed=False) -> bool:
+    """-> whether it came to its end, or somebody wished it to stop."""
+    run = Run(net, recipe, ranks, resumed)
+    named, steps = run.lesson.named, run.steps
+    if ranks.rank == 0:
+        begin(run)
+    dtype = torch.bfloat16 if is_half(recipe, net.device) else net.dtype
+    meter, wrong, wishes = Meter(steps, run.state["step"], run.state["minutes"]), 0, 0
+    net.train()
+    if run.state["due"]:
+        run.look(meter)
+    for step in decoded(run.plan, ranks.rank, ranks.count):
+        if (done := run.state["step"]) >= steps:
+            break
+        loss, weight, wishes, lost = gradients(run.lesson, step.packs, ranks, dtype)
+        share = rate(recipe, done, steps)
+        norm = update(run.opts, run.full, named, recipe.clip, share, loss)
+        wrong = 0 if math.isfinite(norm + loss) else wrong + 1
+        if wrong:
+            report(done, wrong, sum(ranks.gather(lost), []) or step.ids, ranks.rank)
+        run.state |= {"step": done + 1, "place": step.place}
+        meter.add(step, wrong > 0)
+        ended = done + 1 >= steps or step.last
+        if (done + 1) % recipe.every == 0 or ended or wishes:
+            due = ended or (done + 1) % (recipe.every * recipe.looks) == 0
+            due = run.lesson.looks and due and ("last look" if ended else "look")
+            run.keep(due=due or "", minutes=meter.minutes)
+            if ranks.rank == 0:
+                bad = len(run.lesson.rows.bad)
+                meter.tell(run.out, loss, recipe.lr * share, norm, net.device, bad)
+            if due and not wishes:
+                run.look(meter)
+        if ended or wishes:
+            break
+    if STOPPED.asked:
+        sys.exit(128 + STOPPED.asked)
+    return not wishes
 
 
 # ------------------------------------------------------------------------------------------------
@@ -925,8 +1376,7 @@ TOLD = 20_000  # rows whose texts make the vocabulary
 
 def from_nothing(recipe, dir):
     rows = Rows(recipe.data)
-    rows = [rows[number] for number in range(min(TOLD, len(rows)))]
-    texts = (text for row in rows for text in said_in(row))
+    texts = (text for row in rows.whole(range(min(TOLD, len(rows)))) for text in said_in(row))
     train_bpe(texts, VOCABULARY, SPECIAL, dir)
     about = Path(dir) / "tokenizer_config.json"
     write_json(about, {**read_json(about), "chat_template": CHAT})
@@ -1015,330 +1465,22 @@ def copy_from_the_start(layers, config, colon):
 
 
 # ------------------------------------------------------------------------------------------------
-# Checkpoints: what is trained, what the optimizers remember of it, the place in the data. Chance
-# has no state of its own: it depends on (seed, step, rank).
-
-KEPT = 2  # checkpoints, and the best
-
-
-def state_tensors(named, opts) -> dict:
-    tensors = {f"p.{name}": p.detach() for name, p in named}
-    for name, p in named:
-        for opt in opts:
-            for key, value in opt.state.get(p, {}).items():
-                tensors[f"s.{key}.{name}"] = torch.as_tensor(value).detach()
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def save_state(out, named, opts, about):
-    path = out / f"state-{about['step']:07d}.safetensors"
-    write_tensors(path, state_tensors(named, opts))
-    write_json(path.with_suffix(".json"), about)  # the last: without it, no checkpoint
-    kept = {path.stem for path in checkpoints(out)[-KEPT:]}
-    for old in sorted(out.glob("state-*")):  # what a kill left half done is here, too
-        if old.name.split(".")[0] not in kept:
-            old.unlink()
-
-
-def checkpoints(out) -> list[Path]:
-    """The whole ones, oldest first."""
-    found = sorted(out.glob("state-*.safetensors"))
-    return [path for path in found if path.with_suffix(".json").exists()]
-
-
-def load_state(path, named, opts) -> dict:
-    """Put a checkpoint's numbers in place. -> what it says of itself"""
-    about = read_json(path.with_suffix(".json"))
-    owner = {id(p): opt for opt in opts for group in opt.param_groups for p in group["params"]}
-    with open_tensors(path) as file:
-        table = {key: file.get_tensor(key) for key in file.keys()}
-    for name, p in named:
-        found = tuple(table[f"p.{name}"].shape) if f"p.{name}" in table else "none"
-        expect(found == tuple(p.shape), f"{path}: {name}", f"the recipe's {tuple(p.shape)}", found)
-        with torch.no_grad():
-            p.copy_(table[f"p.{name}"])
-    parameters = dict(named)
-    for key, value in table.items():
-        kind, _, rest = key.partition(".")
-        field, _, name = rest.partition(".")
-        if kind == "s" and name in parameters:
-            p = parameters[name]  # AdamW counts its steps on the CPU
-            owner[id(p)].state[p][field] = value.to(p.device) if value.ndim else value
-    return about
-
-
-# ------------------------------------------------------------------------------------------------
-# One step, and a look at how well it goes.
-
-
-def gradients(lesson, rows, ranks, dtype) -> tuple[float, float, float, list[str]]:
-    """Leave the step's mean gradient in every parameter, on every rank the same. -> mean loss, of
-    how many tokens (weighed), whether anybody wants to stop, and the examples of this rank whose
-    loss is no number."""
-    net, named = lesson.net, lesson.named
-    said = torch.zeros(3, device=net.device)  # summed loss, weight, wishes to stop
-    lost = []
-    for row in rows:
-        with torch.autocast(net.device.type, dtype, enabled=dtype != net.dtype):
-            loss, weight = lesson.loss(row)
-        loss.backward()
-        said += torch.tensor([loss.item(), weight, 0.0], device=net.device)
-        lost += [] if math.isfinite(loss.item()) else [e.id for e in row]
-    said[2] = float(STOPPED.asked)
-    params = [p for _, p in named]
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = torch.cat([part.float().flatten() for part in parts] + [said])
-    loss, weight, wishes = ranks.sum(flat)[-3:].tolist()
-    for p, mean in zip(params, flat[:-3].split([p.numel() for p in params])):
-        p.grad = (mean / max(weight, 1)).view_as(p).to(p.dtype)
-    return loss / max(weight, 1), weight, wishes, lost
-
-
-class Stop:
-    """Ctrl-C or a polite kill: the step that is under way is finished and saved. A second one does
-    not wait for that; but torchrun passes on what the terminal has told everybody already."""
-
-    asked = 0
-
-    def __call__(self, number, frame):
-        if self.asked and "TORCHELASTIC_RUN_ID" not in os.environ:
-            sys.exit(128 + number)
-        self.asked = number
-
-
-STOPPED = Stop()
-
-
-# ------------------------------------------------------------------------------------------------
-# The loop.
-
-PATIENCE = 3  # steps in a row whose gradient is no number
-
-
-def train(net, recipe, ranks, resumed=False) -> bool:
-    """-> whether it came to its end, or somebody wished it to stop."""
-    out, state = Path(recipe.out), {"step": 0, "best": -1.0, "place": None}
-    out.mkdir(parents=True, exist_ok=True)
-    lesson = LESSONS[recipe.teach](net, recipe)
-    named = lesson.named
-    opts = optimizers(recipe, named)
-    full = [[group["lr"] for group in opt.param_groups] for opt in opts]
-    if resumed and checkpoints(out):
-        state = load_state(checkpoints(out)[-1], named, opts)
-    plan = Plan(recipe, lesson, state["place"], quiet=ranks.rank > 0)
-    same = {name: getattr(recipe, name) for name in SAME} | {"rows": len(plan.rows)}
-    found = state.setdefault("plan", same)
-    expect(found == same, "--resume", f"the plan of the run so far, {found}", same)
-    steps = recipe.steps or math.ceil(recipe.epochs * len(plan.rows) / recipe.batch)
-    if ranks.rank == 0:
-        begin(lesson, recipe, plan, ranks, steps, state["step"])
-    dtype = torch.bfloat16 if is_half(recipe, net.device) else net.dtype
-    meter, wrong, wishes = Meter(steps, state["step"], state.get("minutes", 0.0)), 0, 0
-    net.train()
-    for step in decoded(plan, ranks.rank, ranks.count):
-        if (done := state["step"]) >= steps:
-            break
-        torch.manual_seed(hash((recipe.seed, done, ranks.rank)) & 0x7FFFFFFF)
-        loss, weight, wishes, lost = gradients(lesson, step.rows, ranks, dtype)
-        share = rate(recipe, done, steps)
-        norm = update(opts, full, named, recipe.clip, share, loss)
-        wrong = 0 if math.isfinite(norm + loss) else wrong + 1
-        if wrong:
-            report(done, wrong, sum(ranks.gather(lost), []) or step.ids, ranks.rank)
-        state = {**state, "step": done + 1, "place": step.place}
-        meter.add(step, len(plan.bad), wrong > 0)
-        ended = done + 1 >= steps or wishes > 0 or step.last
-        if (done + 1) % recipe.every == 0 or ended:
-            due = ended or (done + 1) % (recipe.every * recipe.looks) == 0
-            tasks = look(lesson, ranks) if recipe.dev and due and not wishes else {}
-            better = tasks and macro(tasks) > state["best"]
-            state["best"] = macro(tasks) if better else state["best"]
-            state |= {"tasks": tasks, "minutes": meter.minutes}
-            if ranks.rank == 0:
-                meter.tell(out, loss, recipe.lr * share, norm, net.device, tasks)
-                for folder in [out / "best", out] if better else [out]:
-                    save_run(net, recipe, folder)
-                save_state(out, named, opts, state)
-        if ended:
-            break
-    if ranks.rank == 0 and recipe.gate and not wishes:
-        tell_gate(recipe, state.get("tasks", {}))
-    if STOPPED.asked:
-        sys.exit(128 + STOPPED.asked)
-    return not wishes
-
-
-# Of a run that is gone on with.
-SAME = ("seed", "batch", "tokens", "teach", "text", "bare", "view", "most", "tasks")
-
-
-def look(lesson, ranks) -> dict:
-    lesson.net.eval()
-    with torch.no_grad():
-        tasks = lesson.look(ranks)
-    lesson.net.train()
-    return tasks
-
-
-def tell_gate(recipe, tasks):
-    """What a phase was to reach, and what it did not."""
-    low = [f"{task} {right:.2f}" for task, right in tasks.items() if right < recipe.gate]
-    passed = macro(tasks) >= recipe.gate
-    said = f"gate {recipe.gate}: {'passed' if passed else 'NOT passed'}, with {macro(tasks):.3f}"
-    print(clean(said + (f"; below it: {', '.join(low)}" if low else "")), file=sys.stderr)
-    with open(Path(recipe.out) / "log.jsonl", "a", encoding="utf-8") as log:
-        log.write(json.dumps({"gate": recipe.gate, "passed": passed, "dev": tasks}) + "\n")
-
-
-def is_half(recipe, device) -> bool:
-    return recipe.dtype == "bf16" or (recipe.dtype == "auto" and device.type == "cuda")
-
-
-def update(opts, full, named, most, share, loss) -> float:
-    """A step of every optimizer at its share of the full rate, if the gradient is a number.
-    -> its norm before it was clipped"""
-    norm = nn.utils.clip_grad_norm_([p for _, p in named], most).item()
-    for opt, rates in zip(opts, full):
-        for group, lr in zip(opt.param_groups, rates):
-            group["lr"] = lr * share
-        if math.isfinite(norm + loss):
-            opt.step()
-        opt.zero_grad(set_to_none=True)
-    return norm
-
-
-def report(step, wrong, ids, rank):
-    """A step without a gradient is no harm; several in a row are."""
-    ids = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if ids[20:] else "")
-    if rank == 0:
-        warn(f"step {step}: the gradient is no number, and the step is left out: {ids}")
-    expect(wrong < PATIENCE, f"step {step}", "a gradient that is a number", f"none, as in the "
-           f"{PATIENCE - 1} steps before, on {ids}")  # fmt: skip
-
-
-def save_run(net, recipe, out):
-    """What sample.py and judge.py load: the adapter, or all of it."""
-    (net.save_adapter if recipe.lora else net.save)(out)
-
-
-class Meter:
-    """What a run says of itself, on the terminal and as JSON, one line each time."""
-
-    def __init__(self, steps, done, before=0.0):
-        self.steps, self.first, self.done = steps, done, done
-        self.begun, self.examples, self.tokens, self.room = time.monotonic(), 0, 0, 0
-        self.bad, self.skipped, self.before = 0, 0, before
-        self.show = progress("training", steps, done, "steps", 1)
-
-    def add(self, step, bad, skipped):
-        self.done += 1
-        self.examples += len(step.ids)
-        self.tokens += step.tokens
-        self.room += step.room
-        self.bad, self.skipped = bad, self.skipped + skipped
-        self.show(1)
-
-    @property
-    def minutes(self) -> float:
-        """Of the whole run, earlier parts of it too."""
-        return round(self.before + (time.monotonic() - self.begun) / 60, 2)
-
-    def tell(self, out, loss, lr, norm, device, tasks):
-        seconds = time.monotonic() - self.begun
-        left = seconds / max(1, self.done - self.first) * (self.steps - self.done)
-        line = {
-            "step": self.done, "loss": number(loss, 6), "lr": lr, "norm": number(norm, 4),
-            "examples/s": round(self.examples / seconds, 1),
-            "tokens/s": round(self.tokens / seconds),
-            "fill": round(self.tokens / max(1, self.room), 4),
-            "memory_gb": round(memory(device) / 1e9, 2), "left_min": round(left / 60, 1),
-            "minutes": self.minutes,
-            "bad_rows": self.bad, "skipped_steps": self.skipped,
-        }  # fmt: skip
-        print("  ".join(f"{name} {value}" for name, value in line.items()), file=sys.stderr)
-        if tasks:
-            told = "  ".join(f"{task} {right:.2f}" for task, right in tasks.items())
-            print(clean(f"  dev {macro(tasks):.3f}: {told}"), file=sys.stderr)
-        with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps({**line, "dev": tasks}) + "\n")
-
-
-def number(value, digits) -> float | None:
-    """JSON knows no NaN."""
-    return round(value, digits) if math.isfinite(value) else None
-
-
-def cut_log(path, done):
-    """Steps after the checkpoint are done once more, and say so once more."""
-    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-    whole = (line for line in lines if line.endswith("}\n"))
-    with written(path) as file:
-        file.writelines(line for line in whole if json.loads(line).get("step", done + 1) <= done)
-
-
-def memory(device) -> int:
-    """The most that was held, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def begin(lesson, recipe, plan, ranks, steps, done):
-    """Say what this run is: on what, how much, whose data, and one example as a reader would see
-    it. Keep that beside what comes of it."""
-    net = lesson.net
-    total = sum(p.numel() for p in net.parameters())
-    trained = sum(p.numel() for _, p in lesson.named)
-    laid_out = (plan.lay_out(place) for place in range(len(plan.order)))
-    example = next(example for example in laid_out if example)
-    for line in (
-        f"on {ranks.count} x {net.device}, {kernels.chosen()} kernels, torch {torch.__version__}",
-        f"parameters: {total:,}, trained: {trained:,}",
-        f"code: {git_hash()}",
-        f"licences: {', '.join(plan.rows.licences) or 'none stated'}",
-        f"steps: {steps}" + (f", from {done}" if done else ""),
-        f"{example.id}: {spelled(net, example.ids)}",
-    ):
-        print(clean(line, keep="\n"), file=sys.stderr)
-    about = {"code": git_hash(), "licences": plan.rows.licences}
-    write_json(Path(recipe.out) / "train.json", {**asdict(recipe), **about})
-    cut_log(Path(recipe.out) / "log.jsonl", done)
-
-
-def spelled(net, ids) -> str:
-    """Ids as text, special tokens by name and slots by their number."""
-    names, parts = {id: name for name, id in net.tokenizer.special.items()}, []
-    for id, run in groupby(ids, lambda id: id if id in names else None):
-        run = list(run)
-        slots = id is not None and id == net.config.audio_token
-        text = f"<{len(run)} slots>" if slots else names[id] * len(run) if id in names else None
-        parts.append(net.tokenizer.decode(run) if text is None else text)
-    return "".join(parts)
-
-
-# ------------------------------------------------------------------------------------------------
 # The small model's run: its phases, each a run of its own in a folder of its own, the last one in
 # the run's.
 
 
 def run_phases(recipe, given, device, ranks):
     """given: the fields that flags have set; they hold in every phase."""
-    out, base = Path(recipe.out), Path(recipe.out) / "base"
-    if ranks.rank == 0 and not (base / "model.safetensors").exists():
+    base = Path(recipe.out) / "base"
+    if ranks.rank == 0 and not (base / "config.json").exists():  # the last of what is written
         from_nothing(recipe, base)
     ranks.gather("the base is there")
     for name in PHASES:
         own = {field: value for field, value in PHASES[name].items() if field not in given}
-        folder = phase_folder(out, name)
+        folder = phase_folder(recipe.out, name)
         phase = replace(recipe, **own, base=str(base), out=str(folder))
-        if not finished(phase):
-            if ranks.rank == 0:
-                print(clean(f"phase {name}: {told(own)}"), file=sys.stderr)
-            net = PolyAudio.from_dir(base, device, torch.float32)
-            if not train(net, phase, ranks, resumed=True):
-                return
-            ranks.gather("all of it is written")
+        if not learn(phase, device, ranks, f"phase {name}: {told(own)}"):
+            return
         base = folder
 
 
@@ -1346,16 +1488,29 @@ def phase_folder(out, name) -> Path:
     return Path(out) if name == list(PHASES)[-1] else Path(out) / name
 
 
+def learn(recipe, device, ranks, said) -> bool:
+    """A run, unless it has come to its end already. -> whether it has now"""
+    done = checkpoints(Path(recipe.out))
+    about = read_json(done[-1].with_suffix(".json")) if done else {"step": -1}
+    if about["step"] >= recipe.steps and not about["due"]:
+        return True
+    if ranks.rank == 0:
+        print(clean(said), file=sys.stderr)
+    whole = train(PolyAudio.from_dir(recipe.base, device, torch.float32), recipe, ranks, True)
+    if whole:
+        ranks.gather("all of it is written")
+    return whole
+
+
 def begin_again(recipe, first):
     """Forget that phase and what came of it."""
-    for name in list(PHASES)[list(PHASES).index(first) :]:
+    after = list(PHASES)[list(PHASES).index(first) :]
+    for name in after:
         for path in phase_folder(recipe.out, name).glob("state-*"):
             path.unlink()
-
-
-def finished(recipe) -> bool:
-    there = checkpoints(Path(recipe.out))
-    return bool(there) and read_json(there[-1].with_suffix(".json"))["step"] >= recipe.steps
+    gone = ["base"] * (first == "hear") + ["ablate"] * (len(after) > 1)
+    for name in gone:
+        shutil.rmtree(Path(recipe.out) / name, ignore_errors=True)
 
 
 def told(fields) -> str:
@@ -1363,8 +1518,9 @@ def told(fields) -> str:
 
 
 # What the parts are for: the last phase again, shorter, with one thing changed. The encoder and
-# what is worked out with it are the same in all. The last two arms train nothing: they ask the
-# first one's network otherwise.
+# what is worked out with it are the same in all; only the perceiver has not been through `join`.
+# What is said in words is asked of the first arm's network: it trains nothing. At the end clips one
+# by one and as one again, for as long as the phase itself.
 ARMS = {
     "interleaved": {}, "concatenated": {"view": "concat"}, "no index": {"view": "no-index"},
     "no boundary": {"view": "no-boundary"}, "at most 2": {"most": 2}, "at most 3": {"most": 3},
@@ -1373,43 +1529,50 @@ ARMS = {
 ASKED = ("permuted", "late fusion")
 SEEDS = 2
 ARM = {"steps": 560, "gate": 0.0, "looks": 1000, "look": 1000}  # about 12 minutes on two cores
+WHOLE = ", at full length"
+PAPER = {  # what PolyAudio found, on other data
+    "interleaved": "73.5 (B.2, Table 7)", "concatenated": "61.2 (B.2, Table 7)",
+    "at most 2": "64.3 (Fig. 3)", "at most 4": "73.1 (Fig. 3)", "late fusion": "59.8 (B.3)",
+    "permuted": "73.4, from 73.8 (B.1)",
+}  # fmt: skip
 
 
 def run_ablations(recipe, given, device, ranks):
-    base = Path(recipe.out) / "join"
-    expect((base / "model.safetensors").exists(), base, "what the phase join left", "nothing")
+    join, home = Path(recipe.out) / "join", Path(recipe.out) / "ablate"
+    expect((join / "config.json").exists(), join, "what the phase join left", "nothing")
+    arms = [(arm, seed) for seed in range(recipe.seed, recipe.seed + SEEDS) for arm in ARMS]
+    arms += [(arm + WHOLE, recipe.seed) for arm in ("interleaved", "concatenated")]
     found = {}
-    for seed, arm in product(range(recipe.seed, recipe.seed + SEEDS), ARMS):
-        folder = Path(recipe.out) / "ablate" / f"{arm.replace(' ', '-')}-{seed}"
-        own = {k: v for k, v in {**PHASES["answer"], **ARM}.items() if k not in given}
-        own |= {**ARMS[arm], "seed": seed, "out": str(folder), "base": str(base)}
+    for arm, seed in arms:
+        short, folder = arm.removesuffix(WHOLE), home / re.sub(r"[ ,]+", "-", f"{arm}-{seed}")
+        own = PHASES["answer"] | ARM
+        own |= {"steps": PHASES["answer"]["steps"]} if WHOLE in arm else {}
+        own = {name: value for name, value in own.items() if name not in given}
+        own |= {**ARMS[short], "seed": seed, "out": str(folder), "base": str(join)}
         made = replace(recipe, **own)
         if "perceiver" in arm:
             made = replace(made, base=str(folder / "base"))
-            if ranks.rank == 0 and not Path(made.base).exists():
-                with_perceiver(base, made.base, 16, seed)
+            if ranks.rank == 0 and not Path(made.base, "config.json").exists():
+                with_perceiver(join, made.base, 16, seed)
             ranks.gather("the base is there")
-        if not finished(made):
-            if ranks.rank == 0:
-                print(clean(f"arm {arm}, seed {seed}: {told(ARMS[arm])}"), file=sys.stderr)
-            net = PolyAudio.from_dir(made.base, device, torch.float32)
-            if not train(net, made, ranks, resumed=True):
-                return
-            ranks.gather("all of it is written")
+        if not learn(made, device, ranks, f"arm {arm}, seed {seed}: {told(ARMS[short])}"):
+            return
         last = checkpoints(folder)[-1].with_suffix(".json")
         found.setdefault(arm, []).append(read_json(last)["tasks"])
         if arm == "interleaved":
             kept = folder / "asked.json"
             asked = read_json(kept) if kept.exists() else ask_otherwise(made, folder, device, ranks)
+            ranks.gather("all have looked")
             if ranks.rank == 0:
                 write_json(kept, asked)
             for how, tasks in asked.items():
                 found.setdefault(how, []).append(tasks)
     if ranks.rank == 0:
         for arm, runs in found.items():
-            scores = [macro(tasks) for tasks in runs]
-            print(f"{arm:<16}" + "".join(f"{score:>8.3f}" for score in scores))
-        write_json(Path(recipe.out) / "ablate" / "table.json", found)
+            scores = "".join(f"{macro(tasks):>8.3f}" for tasks in runs)
+            paper = PAPER.get(arm.removesuffix(WHOLE))
+            print(f"{arm:<32}{scores:<20}" + (f"the paper: {paper}" if paper else ""))
+        write_json(home / "table.json", {"scores": found, "paper": PAPER})
 
 
 def ask_otherwise(recipe, folder, device, ranks) -> dict:
@@ -1441,14 +1604,40 @@ def with_perceiver(base, dir, slots, seed):
     net.save(dir)
 
 
+def cores() -> int:
+    """That this process may use: a container often has fewer than the machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' time; or "max 100000"
+    quota, period = limit.read_text().split() if limit.exists() else ("max", "")
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
 def spread_out(device):
     """Small matrices gain little from a second core; a rank on each core gains nearly all of it.
-    So on a CPU this program begins again, by torchrun."""
-    cores = min(os.cpu_count() or 1, 8)
-    if device.type != "cpu" or cores == 1 or "WORLD_SIZE" in os.environ:
+    So on a CPU this program begins itself again, once for each, as torchrun would, and waits."""
+    count = min(cores(), 8)
+    if device.type != "cpu" or count == 1 or "WORLD_SIZE" in os.environ:
         return
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
-    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    env = {"OMP_NUM_THREADS": "1", **os.environ, **where}
+    ranks, asked = [], []
+
+    def pass_on(number, frame):
+        asked.append(number)
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    for rank in range(count):
+        own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=own))
+    codes = [rank.wait() for rank in ranks]
+    ended = next((code if code > 0 else 128 - code for code in codes if code), 0)
+    sys.exit(128 + asked[0] if ended and asked else ended)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1472,25 +1661,27 @@ def run_dry(recipe, args):
     plan = Plan(recipe, lesson)
     plan.fill()
     sample = list(plan.waiting.values())
-    epochs = recipe.steps * recipe.batch / len(plan.rows) if recipe.steps else recipe.epochs
-    examples = epochs * len(plan.rows)
-    tokens = sum(len(e.ids) for e in sample) / len(sample) * len(plan.rows)
+    expect(sample, plan.rows.path, "an example to learn from", "none")
+    examples = recipe.steps * recipe.batch or plan.examples
+    tokens = sum(len(e.ids) for e in sample) / len(sample) * len(plan.order)
     work = sum(work_of(net, recipe, lesson.root, e) for e in sample) / len(sample) * examples
     hours = work / args.flops / args.devices / 3600
     weights = base * (width if recipe.lora else 4)
     kept = kept_bytes(net.config, recipe, width)
-    files = (KEPT * 3 + 2) * trained * 4  # each with AdamW's two; the run itself, and the best
+    files = (3 * (KEPT + 1) + 2) * trained * 4  # each with AdamW's two, one more while it is
+    # written; the run itself, and the best
     for line in (
         f"steps: {recipe.steps or math.ceil(examples / recipe.batch):,} of {recipe.batch} examples",
         f"tokens of an epoch: {tokens:,.0f}, {sum(len(e.ids) for e in sample) / len(sample):,.0f} "
-        f"an example, by {len(sample)} of {len(plan.rows):,}",
+        f"an example, by {len(sample)} of {len(plan.order):,}",
         f"hours: {hours:,.2f} on {args.devices} x {args.flops:g} FLOP/s (--devices, --flops), for "
         f"{work:.3g} FLOP in all",
         f"parameters: {total:,}, trained: {trained:,}",
         f"memory of each device: about {(weights + 16 * trained + kept) / 1e9:.2f} GB: weights "
         f"{weights / 1e9:.2f}, what is trained {16 * trained / 1e9:.2f} (itself or its float32 "
         f"gradient, twice, and AdamW's two), activations {kept / 1e9:.2f}",
-        f"disk: about {files / 1e6:,.2f} MB for {KEPT} checkpoints, the run and the best",
+        f"disk: about {files / 1e6:,.2f} MB for {KEPT} checkpoints, the next one, the run and "
+        "the best",
     ):
         print(line)
 
@@ -1540,10 +1731,10 @@ def run_merge(args):
     """In the type of the base's own file, bf16 mostly, or as --dtype says; with the run's log and
     a card that says where it comes from."""
     expect(args.out, "--merge", "--out, the folder of the checkpoint to be", "none")
+    kinds = {None: None, "auto": None, "bf16": torch.bfloat16, "f32": torch.float32}
+    expect(args.dtype in kinds, "--dtype", "auto, f32 or bf16", args.dtype)
     run, out = Path(args.merge), Path(args.out)
-    net = PolyAudio.from_dir(
-        run, dtype={"bf16": torch.bfloat16, "f32": torch.float32}.get(args.dtype)
-    )
+    net = PolyAudio.from_dir(run, dtype=kinds[args.dtype])
     taken = out.resolve() in (net.dir, run.resolve())
     expect(not taken, "--out", "a folder other than what is merged", out)
     net.save(out)
@@ -1554,16 +1745,20 @@ def run_merge(args):
         told = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
         lines += [({"phase": name} if name else {}) | json.loads(line) for line in told]
     if (run / "train.json").exists():
+        told = [folder / "train.json" for folder in {run, *phases.values()}]
+        licences = sorted({name for path in told for name in read_json(path)["licences"]})
+        made = {**read_json(run / "train.json"), "licences": licences}
         with written(out / "log.jsonl") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         with written(out / "README.md") as file:
-            file.write(card(net, out.resolve().name, read_json(run / "train.json"), lines))
+            file.write(card(net, out.resolve().name, made, lines))
     print(clean(f"{out}: one plain checkpoint"))
 
 
 def card(net, name, made, lines) -> str:
     """What a checkpoint says of itself: what it is, what it comes from, how well it did."""
-    bound = [name for name in made["licences"] if re.search(r"(?i)\bNC\b|research", name)]
+    against = r"(?i)\bNC\b|non-?commercial|research"
+    bound = [name for name in made["licences"] if re.search(against, name)]
     gates = [line for line in lines if "gate" in line and "phase" in line]
     base = "nothing" if gates else f"`{made['base']}`"
     minutes = {line.get("phase"): line["minutes"] for line in lines if "minutes" in line}
@@ -1583,7 +1778,9 @@ def card(net, name, made, lines) -> str:
         f"Made from {base} by train.py of {made['code']}, on `{made['data']}`, in "
         f"{sum(minutes.values()):.0f} minutes; log.jsonl tells of them.",
         f"Licences of the data: {', '.join(made['licences']) or 'none stated'}."
-        + (f" Not for commerce: {', '.join(bound)}; nor are these weights." if bound else ""), "",
+        + (f" Not for commerce: {', '.join(bound)}; nor are these weights." if bound else ""),
+        *([] if gates else ["What its base's licence forbids is forbidden here, too; that of Audio",
+                            "Flamingo 3 forbids commerce."]), "",
         *(small if gates else ()),
         *(["On the dev set at the end, by task:", ""] if tasks else ()),
         *(f"- {task}: {right:.3f}" for task, right in tasks.items()), "",
@@ -1618,9 +1815,9 @@ def check_recipe(recipe):
           for name in ("warmup", "hold", "floor", "text", "bare", "gate")),
     ):  # fmt: skip
         expect(fine, f"--{name}", wanted, repr(getattr(recipe, name)))
-    for path in (recipe.data, recipe.dev):
-        if path:
-            open_rows(path).close()
+    heard = "" if recipe.base and recipe.teach == "answers" else recipe.corpus
+    for path in filter(None, (recipe.data, recipe.dev, heard)):
+        open_rows(path).close()
 
 
 @contextmanager
@@ -1664,14 +1861,9 @@ def main():
         "--flops", type=float, default=6e13, help="a second, by each (default: %(default)g)"
     )
     parser.add_argument("--device", help="default: the first of cuda, mps, cpu that is there")
-    for field in fields(Recipe):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(
-            flag,
-            type=type(field.default),
-            metavar="X",
-            help=f"recipe's own, {getattr(RECIPES['tiny'], field.name)!r} for tiny",
-        )
+    for each in fields(Recipe):
+        usual = f"{each.metadata['says']} (tiny: {getattr(RECIPES['tiny'], each.name)!r})"
+        parser.add_argument(f"--{each.name}", type=type(each.default), metavar="X", help=usual)
     args = parser.parse_args()
     recipe = recipe_of(args)
     if args.merge:
@@ -1686,6 +1878,7 @@ def main():
     resume = args.resume or args.from_phase or args.ablate
     expect(not (recipe.base and (args.from_phase or args.ablate)), "--from-phase, --ablate",
            "the recipe tiny, from nothing", f"--base {recipe.base}")  # fmt: skip
+    expect(not (args.from_phase and args.ablate), "--from-phase, --ablate", "one of them", "both")
     there = [path for path in Path(recipe.out).glob("**/state-*.json")]
     step = max((read_json(path)["step"] for path in there), default=0)
     found = f"that of step {step}" if there else ""

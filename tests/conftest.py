@@ -3,13 +3,16 @@ the marker `slow`, and small checkpoints made by transformers (tests/checkpoints
 
 import os
 import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not burn a shared core
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"  # an oracle is a library here, never a download
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
@@ -27,3 +30,23 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; run with -m 'slow or not slow'")
     if not config.option.markexpr:
         config.option.markexpr = "not slow"
+
+
+def pytest_cmdline_main(config):
+    """Plain `pytest`, all of it: each core takes one file after the other, the longest first, and
+    shows what came of it. Few tests gain from a second core, and some wait for a server."""
+    cores = min(os.cpu_count() or 1, 4)
+    if config.args_source is config.ArgsSource.ARGS or cores == 1 or config.option.collectonly:
+        return None
+    files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
+    words = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+
+    def run(path):
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        found = subprocess.run([*words, path], cwd=ROOT, env=env, capture_output=True, text=True)
+        print(f"{path.name}\n{found.stdout}{found.stderr}", flush=True)
+        return found.returncode
+
+    with ThreadPoolExecutor(cores) as pool:
+        codes = list(pool.map(run, files))
+    return max((code for code in codes if code != pytest.ExitCode.NO_TESTS_COLLECTED), default=0)

@@ -10,9 +10,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import model
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 import train
 from model import PolyAudio
-from prepare import BadInput
+from prepare import BadInput, load_clip
 from tests.checkpoints import oracle_logits
 from tests.conftest import ROOT
 from transformers import AudioFlamingo3ForConditionalGeneration
@@ -89,7 +90,7 @@ def test_it_has_the_size_and_the_shape_that_were_promised(toy):
     assert 5.0e6 < total < 5.5e6
     assert net.config.kind == "audioflamingo3" and net.layout == "polyaudio"
     assert len(net.tokenizer) == net.config.decoder.vocab <= train.VOCABULARY
-    assert net.tokenizer.decode(net.stops) == "<|im_end|>" or net.stops
+    assert net.tokenizer.special["<|im_end|>"] in net.stops
 
 
 def test_transformers_loads_it_with_the_same_logits(toy):
@@ -227,6 +228,39 @@ def test_slots_are_hot_where_a_name_is_heard(recipe):
     assert 0 < hot.mean() < 0.2
 
 
+@pytest.mark.parametrize("teach, trains", [("names", "audio_tower"), ("meanings", "multi_modal")])
+def test_a_lesson_is_the_same_however_it_is_packed(recipe, teach, trains):
+    """And on whatever rank: what chance does to a clip is drawn for the clip."""
+    lesson = lesson_of(replace(recipe, teach=teach, trains=trains))
+    examples = heard(lesson, 6)
+    with torch.no_grad():
+        whole, weight = lesson.loss(examples)
+        parts = [lesson.loss(part) for part in (examples[:1], examples[1:4], examples[4:])]
+    assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert sum(weight for _, weight in parts) == weight
+
+
+def test_bad_rows_of_a_corpus_and_of_questions_are_left_out(toy, tmp_path, capsys):
+    spoiled = {}
+    for name, path in (("data", toy / "train.jsonl"), ("corpus", toy / "world" / "corpus.jsonl")):
+        lines = path.read_text().splitlines(True)
+        lines[2] = "{broken\n"
+        spoiled[name] = path.with_name(f"spoiled-{path.name}")
+        spoiled[name].write_text("".join(lines))
+    recipe = recipe_on(toy, **{name: str(path) for name, path in spoiled.items()})
+    train.from_nothing(recipe, tmp_path / "base")
+    assert (tmp_path / "base" / "config.json").exists()
+    lesson = lesson_of(replace(recipe, teach="names", trains="audio_tower"))
+    assert len(lesson.rows.bad) == 1 and heard(lesson, 2)
+    said = capsys.readouterr().err
+    assert "spoiled-train.jsonl: row 3: " in said and "spoiled-corpus.jsonl: row 3: " in said
+
+
+def test_who_teaches_names_trains_the_ear(recipe):
+    with pytest.raises(BadInput, match="--trains: expected the audio_tower"):
+        lesson_of(replace(recipe, teach="names", trains="lm_head"))
+
+
 @pytest.mark.parametrize("teach", ["names", "meanings", "answers"])
 def test_each_lesson_is_learned_by_heart(recipe, teach):
     """A few examples, some dozen steps: the loss falls to less than half."""
@@ -287,8 +321,8 @@ def test_meanings_are_sums_of_embeddings(recipe):
     one, two = (table[net.tokenizer.encode(digit)].sum(0) for digit in "12")
     quarter = table.shape[1] // 4
     assert torch.allclose(lesson.times[30], (two + one.roll(quarter)) / 2)  # slot 30 is at 1.2 s
-    tens = (one + one.roll(quarter) + two.roll(2 * quarter)) / 2
-    assert torch.allclose(lesson.times[528], tens)  # 21.1 s
+    longest = max(lesson.rows[i]["duration"] for i in range(len(lesson.rows)))
+    assert len(lesson.times) >= longest / train.SLOT, "of the longest clip, too"
     alike = F.cosine_similarity(lesson.times[53], lesson.times[30], dim=0)
     assert alike < 0.5, "2.1 s is not 1.2 s"
 
@@ -448,7 +482,7 @@ def test_the_phases_follow_one_another(whole):
     folders = [train.phase_folder(out, name) for name in PHASES]
     for folder in folders:
         log = log_of(folder)
-        assert [line["step"] for line in log if "step" in line] == [1, 2]
+        assert [line["step"] for line in log] == [1, 2, 2, 2], "two steps, a look, the gate"
         assert log[-1]["gate"] == PHASES[folder.name if folder != out else "answer"]["gate"]
         assert json.loads((folder / "train.json").read_text())["steps"] == 2
     tensors = [dict(PolyAudio.from_dir(folder).named_parameters()) for folder in folders]
@@ -492,25 +526,73 @@ def test_a_run_goes_on_in_the_phase_where_it_stopped(whole, toy, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_two_cores_take_a_rank_each(toy, tmp_path, monkeypatch):
-    """What is begun by hand begins again as torchrun: one rank a core, the same flags."""
+def test_as_many_ranks_as_cores_that_it_may_use(monkeypatch):
+    """What is begun by hand begins itself again on each, with the same flags."""
     begun = []
-    monkeypatch.setattr(train.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(train.os, "execv", lambda program, words: begun.append(words))
+
+    class Rank:
+        def __init__(self, words, env):
+            begun.append((words, env))
+
+        def wait(self):
+            return [0, 2, -9][len(begun) - 1]
+
+    monkeypatch.setattr(train, "cores", lambda: 3)
+    monkeypatch.setattr(train.subprocess, "Popen", Rank)
+    monkeypatch.setattr(train.signal, "signal", lambda *given: None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(train.sys, "argv", ["train.py", "--seed", "3"])
-    train.spread_out(torch.device("cpu"))
-    assert begun[0][-3:] == ["train.py", "--seed", "3"]
-    assert begun[0][begun[0].index("--nproc-per-node") + 1] == "2"
+    monkeypatch.setattr(Rank, "wait", lambda self: 2)
+    with pytest.raises(SystemExit) as end:
+        train.spread_out(torch.device("cpu"))
+    assert end.value.code == 2, "that of a rank that failed"
+    assert [words[1:] for words, _ in begun] == [["train.py", "--seed", "3"]] * 3
+    assert [env["RANK"] for _, env in begun] == ["0", "1", "2"]
+    assert {env["WORLD_SIZE"] for _, env in begun} == {"3"}
     monkeypatch.setenv("WORLD_SIZE", "2")
     train.spread_out(torch.device("cpu"))
-    assert len(begun) == 1
+    assert len(begun) == 3, "a rank begins no others"
+
+
+def test_cores_are_those_of_the_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(train.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(train, "Path", lambda path: limit)
+    found = []
+    for text in ("max 100000\n", "250000 100000\n", "30000 100000\n"):
+        limit.write_text(text)
+        found.append(train.cores())
+    limit.unlink()
+    assert [*found, train.cores()] == [64, 2, 1, 64]
+
+
+def test_ranks_that_fail_say_so_in_a_line(toy, tmp_path):
+    said = call(*small(toy, tmp_path / "run", "--from-phase=hear", "--tokens=3"), code=2)
+    assert "--tokens: expected room for the longest example" in said
+
+
+def test_ctrl_c_ends_all_ranks_and_saves(toy, tmp_path):
+    """The terminal tells the one that waits and those that learn, all at once."""
+    words = small(toy, tmp_path / "run", "--steps=100000", "--every=100000")
+    env = {**os.environ, "POLYAUDIO_KERNELS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("world-"):  # the example that a run shows before it begins
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    (path,) = train.checkpoints(tmp_path / "run" / "hear")
+    assert json.loads(path.with_suffix(".json").read_text())["step"] > 0
 
 
 def test_the_default_command_runs_on_all_cores(toy, tmp_path):
     said = call(*small(toy, tmp_path / "run"))
     assert re.findall(r"phase (\w+):", said) == list(PHASES)
-    assert f"on {min(os.cpu_count(), 8)} x cpu" in said
+    assert f"on {min(train.cores(), 8)} x cpu" in said
 
 
 def test_a_checkpoint_with_a_card_and_a_log(whole, tmp_path):
@@ -538,25 +620,57 @@ def test_what_forbids_commerce_says_so(whole):
     net = PolyAudio.from_dir(whole[0])
     bound = train.card(net, "x", {**made, "licences": ["CC0-1.0", "CC-BY-NC-4.0"]}, [])
     assert "Not for commerce: CC-BY-NC-4.0" in bound
-    assert "commerce" not in train.card(net, "x", made, [])
+    assert "Not for commerce" not in train.card(net, "x", made, [])
 
 
-def test_arms_differ_in_one_thing_and_are_told_in_a_table(whole, toy, tmp_path):
-    out = tmp_path / "run"
+def test_arms_are_learned_and_told_in_a_table(whole, toy, tmp_path, monkeypatch, capsys):
+    """Three of them here, one seed: the others differ in a field, see below."""
+    few = ("interleaved", "concatenated", "perceiver of 16")
+    monkeypatch.setattr(train, "ARMS", {arm: train.ARMS[arm] for arm in few})
+    monkeypatch.setattr(train, "SEEDS", 1)
+    out, given = tmp_path / "run", {"steps": 1, "look": 4, "batch": 4, "cache": ""}
     shutil.copytree(whole[0], out)
-    words = small(toy, out, "--ablate", "--steps=1")
-    said = call(*words, WORLD_SIZE="1")
+    recipe = recipe_on(toy, out=str(out), **given)
+    device = torch.device("cpu")
+    train.run_ablations(recipe, given, device, Ranks())
+    told = capsys.readouterr()
     table = json.loads((out / "ablate" / "table.json").read_text())
-    assert list(table) == [*list(train.ARMS)[:1], *train.ASKED, *list(train.ARMS)[1:]]
-    assert all(len(runs) == train.SEEDS for runs in table.values())
-    folders = {arm: out / "ablate" / f"{arm.replace(' ', '-')}-0" for arm in train.ARMS}
-    made = {arm: json.loads((f / "train.json").read_text()) for arm, f in folders.items()}
-    for arm, fields in made.items():
-        own = {k for k, v in fields.items() if v != made["interleaved"][k]} - {"out"}
-        assert own == set(train.ARMS[arm]) - {"trains"} | ({"base"} if "perc" in arm else set())
-    assert re.search(r"concatenated +0\.\d{3} +0\.\d{3}", said)
-    again = call(*words, WORLD_SIZE="1")
-    assert not re.search(r"arm \w+.*, seed", again), "what is done is not done again"
+    full = [f"{arm}{train.WHOLE}" for arm in ("interleaved", "concatenated")]
+    assert list(table["scores"]) == [few[0], *train.ASKED, *few[1:], *full]
+    assert all(len(runs) == 1 and runs[0] for runs in table["scores"].values())
+    assert re.search(r"concatenated +0\.\d{3} +the paper: 61\.2", told.out)
+    assert re.search(r"perceiver of 16 +0\.\d{3} *\n", told.out), "of which no paper tells"
+    made = PolyAudio.from_dir(out / "ablate" / "perceiver-of-16-0").config.resampler
+    assert made["kind"] == "perceiver" and made["slots"] == 16
+    train.run_ablations(recipe, given, device, Ranks())
+    again = capsys.readouterr()
+    assert again.out == told.out and "arm " not in again.err, "what is done is not done again"
+    train.begin_again(recipe, "answer")
+    assert (out / "ablate").exists()
+    train.begin_again(recipe, "join")
+    assert not (out / "ablate").exists(), "arms on another encoder would not compare"
+
+
+def test_arms_differ_in_one_thing(monkeypatch, toy, tmp_path):
+    seen = {}
+    monkeypatch.setattr(train, "learn", lambda made, *given: seen.update({made.out: made}) or True)
+    monkeypatch.setattr(train, "checkpoints", lambda folder: [folder / "x"])
+    monkeypatch.setattr(train, "read_json", lambda path: {"tasks": {}})
+    monkeypatch.setattr(train, "ask_otherwise", lambda *given: {})
+    monkeypatch.setattr(train, "with_perceiver", lambda *given: None)
+    monkeypatch.setattr(train, "write_json", lambda *given: None)
+    (tmp_path / "join").mkdir()
+    (tmp_path / "join" / "config.json").touch()
+    train.run_ablations(recipe_on(toy, out=str(tmp_path)), {}, "cpu", Ranks())
+    made = list(seen.values())
+    short, long = train.ARM["steps"], PHASES["answer"]["steps"]
+    assert [each.steps for each in made] == [short] * 16 + [long] * 2
+    first = asdict(made[0])
+    for each, (arm, change) in zip(made, train.ARMS.items()):
+        own = {name for name, value in asdict(each).items() if value != first[name]} - {"out"}
+        assert own == set(change) | ({"base"} if "perc" in arm else set())
+    assert [each.seed for each in made] == [0] * 8 + [1] * 8 + [0] * 2
+    assert [each.view for each in made[-2:]] == ["", "concat"]
 
 
 def test_ablations_want_the_encoder(toy, tmp_path):
@@ -568,6 +682,21 @@ def test_ablations_want_the_encoder(toy, tmp_path):
 def test_without_data_the_first_command_says_how_to_make_it(tmp_path):
     said = call("train.py", "--data", tmp_path / "toy.jsonl", code=2)
     assert "python synth.py makes it" in said
+
+
+def test_what_comes_along_is_small_and_others_read_it_alike():
+    """weights/tiny, with two of the clips that come along."""
+    folder = ROOT / "weights" / "tiny"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 11e6
+    net = PolyAudio.from_dir(folder, dtype=torch.float32)
+    waves = [load_clip(f"clips/{name}", ROOT) for name in ("dog.flac", "storm.flac")]
+    ids, clips = net.prompt([{"role": "user", "content": "In which clip is a dog heard?"}], waves)
+    with torch.no_grad():
+        found = net.logits(ids, clips)
+    theirs = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    expected = oracle_logits("af3", theirs.eval(), ids, clips)
+    assert (found - expected).abs().max() < 3e-5 * expected.std()
+    assert "layout of audioflamingo3" in (folder / "README.md").read_text()
 
 
 def test_who_goes_on_from_a_run_has_a_card_too(whole, toy, tmp_path):
