@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import kernels
@@ -914,7 +915,7 @@ class PolyAudio(nn.Module):
         if adapter is None and (dir / "adapter_config.json").exists():
             dir, adapter = base_of(dir), dir
         config = Config.from_dir(dir)
-        with torch.device("meta"):
+        with torch.device("meta"), Unset():
             net = cls(config)
         net.dir = dir.resolve()  # the program may go elsewhere
         load_weights(net, dir, device, dtype)
@@ -1227,6 +1228,16 @@ def match_names(keys, expected, may_tie: bool, source) -> dict[str, str]:
     if left:
         raise BadInput(f"{source}: {table[left[0]]} is left over ({len(left)} tensors in all)")
     return table
+
+
+class Unset(TorchFunctionMode):
+    """Inside, new layers draw no numbers. On the meta device there are none to draw, and torch
+    would import its compiler, which takes a second or two, to find that out."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def load_weights(net: PolyAudio, dir: Path, device, dtype):

@@ -40,7 +40,10 @@ from types import SimpleNamespace
 
 import torch
 
+asked_for = os.environ.get("TRITON_INTERPRET") or os.environ.get("POLYAUDIO_KERNELS") == "triton"
 try:
+    if not (asked_for or torch.cuda.is_available()):
+        raise ImportError("a quarter of a second, for kernels that could not run here")
     import triton
     import triton.language as tl
 except ImportError:  # there are no wheels for macOS and Windows; nothing below is compiled then
@@ -63,7 +66,8 @@ def known(kind: str, source: str) -> str:
     if kind not in KINDS:
         raise ValueError(f"{source}: expected {' or '.join(KINDS)}, found {kind!r}")
     if kind == "triton" and not triton.__version__:
-        raise ValueError(f"{source}: expected triton to be installed, found none")
+        wanted = "triton, and a GPU or TRITON_INTERPRET=1"
+        raise ValueError(f"{source}: expected {wanted}, found none")
     return kind
 
 

@@ -6,6 +6,7 @@ F.linear, whether it runs oneDNN's private operators or not, and still is where 
 missing, fail, or compute something else. Which kind runs is one choice for the process.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -538,6 +539,19 @@ def test_kernels_import_without_triton_and_at_once():
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
+def test_triton_is_imported_only_where_it_may_run():
+    """A quarter of a second of every start."""
+    code = "import sys, kernels; print('triton' in sys.modules, kernels.chosen())"
+    assert python(code, TRITON_INTERPRET="", POLYAUDIO_KERNELS="").stdout == "False cpu\n"
+    if importlib.util.find_spec("triton"):
+        found = python(code, TRITON_INTERPRET="", POLYAUDIO_KERNELS="triton")
+        assert (found.stdout, "as cpu" in found.stderr) == ("True triton\n", True)
+    code = "import kernels\nwith kernels.forced('triton'): pass"
+    found = python(code, TRITON_INTERPRET="", POLYAUDIO_KERNELS="")
+    assert "expected triton, and a GPU or TRITON_INTERPRET=1" in found.stderr
 
 
 # ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import prepare
 import pytest
 import sample
 import soundfile
+import torch
 from model import PolyAudio
 from tests.checkpoints import edit_json, make, make_speaking, rewrite, waves
 from tests.conftest import ROOT
@@ -446,6 +447,22 @@ def start(home, *words, **how):
         stderr=subprocess.PIPE,
         **how,
     )
+
+
+def test_it_starts_without_what_takes_long(home):
+    """Each of these costs every start from a tenth of a second to two; a plain CPU needs none."""
+    code = (
+        "import sys, sample\n"
+        "sys.argv = ['sample.py', '--clips', 'a.wav', '--ask', 'Which?', *sys.argv[1:]]\n"
+        "sample.main()\n"
+        "print(*sorted({'torch._dynamo', 'sympy', 'triton', 'transformers'} & set(sys.modules)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "", "POLYAUDIO_KERNELS": ""}
+    command = [sys.executable, "-c", code, "--weights", "../weights", "--max-new-tokens", "2"]
+    command += ["--device", "cpu"]
+    done = subprocess.run(command, cwd=home / "clips", env=env, capture_output=True, text=True)
+    found = done.stdout.splitlines()[-1]
+    assert (done.returncode, found) == (0, "triton" * torch.cuda.is_available()), done.stderr
 
 
 @pytest.mark.parametrize("leave, code", [("Ctrl-C", 130), ("close", 141)])
