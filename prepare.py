@@ -647,6 +647,18 @@ BOUNDARIES = (  # what stands for BOA and EOA: ours, Qwen2-Audio's, a pair that 
     ("<|vision_start|>", "<|vision_end|>"),
 )
 END_NAMES = ("<|im_end|>", "<|endoftext|>")
+MARKS = 1000  # over one letter; no script has more than a few
+
+
+def check_runs(text):
+    """Refuse what takes the square of its length or worse: many spaces in a row, which tiktoken's
+    regex has no stack for, and many combining marks, which NFC puts in order."""
+    spaces = re.search(r"(?<!\s)\s{100000}", text)
+    expect(not spaces, "text", "fewer than 100000 spaces in a row", "more")
+    if len(text) > MARKS and not text.isascii():
+        marks = itertools.groupby(unicodedata.category(letter)[0] == "M" for letter in text)
+        longest = max(sum(run) for _, run in marks)
+        expect(longest <= MARKS, "text", f"at most {MARKS} combining marks in a row", longest)
 
 
 @lru_cache(maxsize=1)
@@ -716,8 +728,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. No string in it becomes a special token."""
-        long = re.search(r"\s{100000}", text)  # tiktoken's regex would run out of stack
-        expect(not long, "text", "at most 100000 spaces in a row", "more")
+        check_runs(text)
         return self.encoding.encode_ordinary(unicodedata.normalize("NFC", text))
 
     def decode(self, ids) -> str:

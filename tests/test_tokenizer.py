@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 import unicodedata
 from pathlib import Path
 
@@ -232,6 +233,24 @@ RANDOM = settings(max_examples=400, deadline=None, derandomize=True)
 def test_random_text_has_the_same_ids(tok, plain, newer, text):
     if same_ids(tok, plain, [text]):
         assert set(text) & newer
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a" + " " * 100_000, "100000 spaces in a row"),
+    ("a" + "\u0316\u0301" * 501, "1000 combining marks in a row, found 1002"),
+    ("a" + "\u0f73" * 1001 + "b", "1000 combining marks in a row, found 1001"),  # each is two
+])  # fmt: skip
+def test_runs_that_would_take_for_ever_are_refused(tok, text, words):
+    with pytest.raises(BadInput, match=words):
+        tok.encode(text)
+
+
+@pytest.mark.parametrize("run", [" " * 99_999 + "x", ("a" + "\u0316\u0301" * 500) * 100])
+def test_runs_below_that_are_looked_through_once(tok, run):
+    start = time.process_time()
+    prepare.check_runs(run * 10)
+    assert time.process_time() - start < 2
+    tok.encode(run)
 
 
 def test_half_a_character_is_replaced(tok):
