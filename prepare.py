@@ -92,6 +92,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {clean(message)} (--help lists the flags)\n")
 
+    def format_help(self):
+        lines = (sys.modules["__main__"].__doc__ or "").splitlines()
+        commands = [line for line in lines if line.startswith("    ") and self.prog in line]
+        shown = "\n".join(["", "for example:", *commands, ""]) if commands else ""
+        return super().format_help() + shown
+
+
+class Version(argparse.Action):
+    """Asks git only when it is asked itself."""
+
+    def __call__(self, parser, *_):
+        print(f"polyaudio {git_hash()}, torch {torch.__version__}")
+        parser.exit()
+
 
 def cli(main):
     """Run a script's main(): 2 on bad input, 130 on Ctrl-C, quiet when a pipe's reader has left."""

@@ -58,9 +58,9 @@ from prepare import (  # noqa: E402
     check_fits,
     clean,
     cli,
+    clip_samples,
     expect,
     fail,
-    git_hash,
     load_audio,
     load_clip,
     note,
@@ -758,7 +758,7 @@ def serve(net, args):
 
 
 def parse(argv=None):
-    head, _, rest = __doc__.partition("\n\n")
+    head, _, rest = __doc__.split("\n\n")  # what is between is in every script's help
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="sample.py", description=head, epilog=rest, formatter_class=plain)
     parser.add_argument(
@@ -779,7 +779,6 @@ def parse(argv=None):
     parser.add_argument(
         "--serve", metavar="PORT", help="answer over HTTP, on this machine; ADDRESS:PORT for others"
     )
-    parser.add_argument("--version", action="store_true")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: always the likeliest token"
@@ -787,13 +786,12 @@ def parse(argv=None):
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="sample from the likeliest that sum to this"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: 0; of a server, another each time")
     add_weight_flags(parser)
     args = parser.parse_args(argv)
-    if args.version:
-        print(f"polyaudio {git_hash()}, torch {torch.__version__}")
-        sys.exit(0)
     check_flags(parser, args)
+    if args.seed is None and not args.serve:
+        args.seed = 0
     if args.weights is None:
         if not TINY.exists():
             parser.error(NO_WEIGHTS)

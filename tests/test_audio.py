@@ -10,7 +10,9 @@ Oracles: soxr for resampling, transformers' WhisperFeatureExtractor for the log-
 convolutions for the counts. A few numbers are written out, so that most of this runs without them.
 """
 
+import importlib
 import io
+import re
 import struct
 import sys
 import tempfile
@@ -760,6 +762,33 @@ def test_a_wrong_flag_is_one_line(capsys):
     assert ended.value.code == 2
     assert said.count("\n") == 1
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("script", ["prepare", "synth", "train", "sample", "judge"])
+def test_every_script_says_its_version_and_shows_its_commands(script, monkeypatch, capsys):
+    module = importlib.import_module(script)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    said = {}
+    for flag in ("--version", "--help"):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", flag])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code in (0, None)
+        said[flag] = capsys.readouterr().out
+    torch.set_flush_denormal(False)  # which train.py begins with
+    assert re.fullmatch(r"polyaudio .*, torch 2\..*\n", said["--version"])
+    lines = [line for line in module.__doc__.splitlines() if f"python {script}.py" in line]
+    assert lines and all(line in said["--help"] for line in lines)
+    assert said["--help"].splitlines().count(lines[0]) == 1
+
+
+def test_a_commands_help_shows_its_own_commands(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "__main__", prepare)
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "corpus", "--help"])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    said = capsys.readouterr().out
+    assert "python prepare.py corpus esc50" in said and "python prepare.py show" not in said
 
 
 @pytest.mark.parametrize("content, words", [
