@@ -80,14 +80,22 @@ class BadInput(Exception):
     """Something from outside is not what it has to be; the message is the whole explanation."""
 
 
-def expect(holds, where, expected, found):
-    """The usual form of such a message, raised unless the condition holds."""
+def expect(holds, where, expected, found, most=0):
+    """The usual form of such a message, raised unless the condition holds. With `most`, found is
+    any value, and only then written out: that many characters of it."""
     if not holds:
+        found = f"{found!r:.{most}}" if most else found
         raise BadInput(f"{where}: expected {expected}, found {found}")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, like every other complaint here."""
+    """argparse whose complaint is one line, like every other complaint here. Every script says its
+    version, and its help ends with the commands of its docstring."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        how = {"nargs": 0, "default": argparse.SUPPRESS, "help": "of this code and of torch"}
+        self.add_argument("--version", action=Version, **how)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {clean(message)} (--help lists the flags)\n")
@@ -600,13 +608,11 @@ def check_prompt(messages, n_slots, layout):
     if layout not in LAYOUTS:
         raise BadInput(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
     fine = isinstance(messages, (list, tuple)) and messages
-    expect(fine, "messages", "a list of at least one", f"{messages!r:.80}")
+    expect(fine, "messages", "a list of at least one", messages, 80)
     for i, message in enumerate(messages):
         fine = isinstance(message, dict) and message.get("role") in ROLES
         fine = fine and isinstance(message.get("content"), str)
-        expect(
-            fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", f"{message!r:.80}"
-        )
+        expect(fine, f"messages[{i}]", f"a role of {', '.join(ROLES)} and a text", message, 80)
     for i, slots in enumerate(n_slots, 1):
         expect(isinstance(slots, int), f"clip {i}: slots", "a whole number", repr(slots))
         if slots < 1:

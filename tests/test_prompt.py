@@ -439,6 +439,20 @@ def test_a_prompt_that_does_not_fit_is_told_how_many_clips_would():
     assert "N_max = floor((L - T) / K) = floor((1800 - 600) / 750) = 1" in complaint
 
 
+class Unseen(list):
+    """A long value, which nobody may write out but to complain of it."""
+
+    def __repr__(self):
+        raise AssertionError("written out")
+
+
+def test_what_is_fine_is_not_written_out(family):
+    asked = Unseen(turns("Which?"))
+    assert family("tiny").tok.encode_prompt(asked, [])
+    with pytest.raises(AssertionError):
+        family("tiny").tok.encode_prompt(Unseen(), [])
+
+
 def test_a_text_that_does_not_fit_is_told_so():
     """There is no clip to take away, so Equation 1 has nothing to say."""
     with pytest.raises(BadInput) as caught:
