@@ -822,7 +822,7 @@ class PolyAudio(nn.Module):
     ):  # fmt: skip
         """New ids only, up to and with the one that stops. One prompt, or lists for a batch.
 
-        temperature 0 is greedy; else sampling from the likeliest tokens that make up top_p.
+        temperature below 1e-4 is greedy; else sampling from the likeliest that make up top_p.
         on_token(id) is called for each new id, on_token(id, row) in a batch. A cache of one row
         may be passed again with a longer conversation: what it has read is not read again.
         """
@@ -1125,7 +1125,7 @@ def batches(sizes: list[int], limit: int):
 
 def choose(logits, temperature, top_p, dice) -> list[int]:
     """One token for each row of logits (B, V)."""
-    if temperature <= 0:
+    if temperature < 1e-4:  # nothing but the likeliest, and some rows would be 0 / 0
         return logits.argmax(-1).tolist()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     p, order = logits.softmax(-1).sort(descending=True)

@@ -909,6 +909,8 @@ def test_the_likeliest_token_stays_however_small_top_p(qwen2, top_p):
     ("temperature", "top_p", "expected"),
     [
         (0.0, 1.0, [0, 0, 1, 0]),
+        (1e-300, 1.0, [0, 0, 1, 0]),  # which is 0 in float32, and 0 / 0 is nothing
+        (5e-5, 1.0, [0, 0, 1, 0]),
         (1.0, 1.0, [0.05, 0.3, 0.5, 0.15]),
         (0.5, 1.0, [0.0025 / 0.365, 0.09 / 0.365, 0.25 / 0.365, 0.0225 / 0.365]),
         (1.0, 0.75, [0, 0.375, 0.625, 0]),  # the one that crosses top_p is in
