@@ -315,12 +315,16 @@ def contributions(net, ids, clips, said) -> list[float]:
     with torch.no_grad():
         x = net.embed([[*ids, *said]], [clips])  # (T, D)
     x.requires_grad_()
-    net.language_model.recompute = True  # for room: a long prompt would keep every layer's inside
-    with torch.enable_grad():
-        hidden = net.language_model(x, [len(x)])[len(ids) - 1 : -1]
-        loss = net.surprise(hidden, numbers(said, net.device)).sum()
-        (gradient,) = torch.autograd.grad(loss, x)
-    net.language_model.recompute = False
+    decoder = net.language_model
+    before = decoder.recompute
+    decoder.recompute = True  # for room: a long prompt would keep every layer's inside
+    try:
+        with torch.enable_grad():
+            hidden = decoder(x, [len(x)])[len(ids) - 1 : -1]
+            loss = net.surprise(hidden, numbers(said, net.device)).sum()
+            (gradient,) = torch.autograd.grad(loss, x)
+    finally:
+        decoder.recompute = before
     each = -(gradient.float() * x.detach().float()).sum(1)
     return [value for id, value in zip(ids, each.tolist()) if id == net.config.audio_token]
 

@@ -229,6 +229,17 @@ def test_nothing_is_left_behind(net):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_nothing_is_left_behind_by_what_fails(net, monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    ids, clips = asked(net)
+    monkeypatch.setattr(net, "surprise", broken)
+    with pytest.raises(MemoryError):
+        sample.contributions(net, ids, clips, [5, 6])
+    assert net.language_model.recompute is False
+
+
 # --- other checkpoints
 
 
