@@ -691,9 +691,12 @@ class PolyAudio(nn.Module):
     # them before: its windows, as `windows` gives them, or the encoder's rows of it, (Q, E).
 
     def n_slots(self, clip) -> int:
-        """Rows that the decoder will read for that clip; 0 if it is too short to be heard."""
+        """Rows that the decoder will read for that clip, of which the number of samples is enough;
+        0 if it is too short to be heard."""
         expect(self.config.encoder, "clips", "a network that hears", self.config.kind)
-        if isinstance(clip, list):
+        if isinstance(clip, int):  # not read yet: so many samples
+            slots = n_slots(clip, self.config.max_seconds)
+        elif isinstance(clip, list):
             slots = sum((frames + 1) // 2 // 2 for _, frames in clip)
         elif is_rows(clip):
             slots = len(clip)

@@ -37,6 +37,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import quote
 
 # Before torch: threads that wait for work must not burn a core that somebody else could use, yet
 # should not fall asleep between two layers. Spinning some 50 microseconds does both.
@@ -111,10 +112,10 @@ def find_clips(words: list[str]) -> list[str]:
     return found
 
 
-def hear(path: str):
-    """A clip as samples, from a file or from standard input."""
+def from_input(path: str):
+    """A clip as it is; of standard input its samples, which can be read only once."""
     if path != "-":
-        return load_audio(path)
+        return path
     data = io.BytesIO(sys.stdin.buffer.read())
     data.name = "standard input"
     if not data.getbuffer().nbytes:
@@ -124,6 +125,14 @@ def hear(path: str):
 
 # ------------------------------------------------------------------------------------------------
 # One question.
+
+
+def check_room(net, messages, clips, args):
+    """Refuse what passes the context while the clips are but numbers of samples, from their files'
+    headers: thousands of them, decoded to find that out, would fill the memory."""
+    ids, placed = net.prompt(messages, clips)
+    slots = [net.n_slots(clip) for clip in placed]
+    check_fits(len(ids), slots, net.config.decoder.context, args.max_new_tokens)
 
 
 class Answer:
@@ -242,9 +251,13 @@ class Chat:
         """More clips, all of them or, if one cannot be heard, none."""
         paths = find_clips([word])
         expect("-" not in paths, "/clip", "a file", "-, from which the questions come")
-        waves = [hear(path) for path in paths]
-        for path, wave in zip(paths, waves):
-            expect(self.net.n_slots(wave), path, "at least 321 samples (20 ms)", len(wave))
+        samples = [clip_samples(path) for path in paths]
+        for path, n in zip(paths, samples):
+            expect(self.net.n_slots(n), path, "at least 321 samples (20 ms)", n)
+        content = "".join(f"<sound-{i}>\n" for i in range(1, len(self.waves) + len(paths) + 1))
+        asked = [{"role": "user", "content": content}]
+        check_room(self.net, asked, [*self.waves, *samples], self.args)
+        waves = [load_audio(path) for path in paths]
         self.waves += waves
         for i, (path, wave) in enumerate(zip(paths, waves), len(self.waves) - len(waves) + 1):
             note(f"clip {i}: {path}, {len(wave) / RATE:.2f} s")
@@ -385,15 +398,21 @@ def show_why(net, found, paths):
 # Serving: OpenAI's chat completions, one answer at a time. A thread for each connection reads the
 # request, decodes its clips and lays out its prompt; the main thread generates; the text goes back
 # through a queue of the request's own. So whoever is slow to send or to read holds up nobody else.
+# What would cost memory or time is asked of a request before it is done for it: a place among those
+# that wait, then the lengths in its clips' headers, then the samples.
 #
 # Any page in a browser on this machine can send requests here, and under a name of its own that it
 # makes point here it could read the replies. So Host must be the address that was called, and an
 # Origin must be the same. Nothing is fetched or opened for a client: a sound comes in the request.
 
-MOST = {"bytes": 1 << 25, "letters": 1 << 20, "clips": 64, "waiting": 8, "threads": 128}
+MOST = {
+    "bytes": 1 << 25, "letters": 1 << 20, "parts": 1000, "clips": 64, "waiting": 8, "threads": 128,
+    "samples": 1 << 27,  # as the files have them, all channels: 23 minutes at 48 kHz in stereo
+}  # fmt: skip
 PATIENCE = {"request": 20, "queue": 60, "answer": 300, "write": 10}  # seconds
 PATHS = ("POST /v1/chat/completions", "GET /v1/models", "GET /health")
-MESSAGE, PEEK = ("role", "content"), socket.MSG_PEEK
+MESSAGE, PEEK = ("role", "content", "name"), socket.MSG_PEEK  # a name changes nothing
+SPOKEN_BY = {role: role for role in ROLES} | {"developer": "system"}  # as newer clients call it
 PART = "a text, or an input_audio with base64 data and a format"
 
 
@@ -440,73 +459,91 @@ class Refusal(BadInput):
 
 
 def check_request(request):
-    expect(isinstance(request, dict), "body", "an object", f"{request!r:.40}")
+    expect(isinstance(request, dict), "body", "an object", request, 40)
     for name in ("model", "messages"):
         expect(name in request, name, FIELDS[name][0], "none")
+    known = f"fields of {', '.join([*FIELDS, *NEUTRAL])}"
     for name, value in request.items():
-        known = f"fields of {', '.join([*FIELDS, *NEUTRAL])}"
-        expect(name in FIELDS or name in NEUTRAL, "body", known, f"{name!r:.40}")
+        expect(name in FIELDS or name in NEUTRAL, "body", known, name, 40)
         if name in NEUTRAL:
             fine = value is None or json.dumps(value) in NEUTRAL[name]
-            expect(fine, name, f"{NEUTRAL[name][0]}, or none", f"{value!r:.40}")
+            expect(fine, name, f"{NEUTRAL[name][0]}, or none", value, 40)
         elif value is not None or name in ("model", "messages"):
-            expect(FIELDS[name][1](value), name, FIELDS[name][0], f"{value!r:.40}")
+            expect(FIELDS[name][1](value), name, FIELDS[name][0], value, 40)
     streams = request.get("stream") or not request.get("stream_options")
     expect(streams, "stream_options", "these with stream only", "no stream")
     both = request.get("max_tokens") and request.get("max_completion_tokens")
     expect(not both, "max_tokens", "this or max_completion_tokens", "both")
 
 
-def read_messages(net, given) -> tuple[list[dict], list]:
-    """A client's messages as ours: its n-th sound is clip n, <sound-n> in the place of its part.
-    Sounds that all come before their message's text get a line each, like those of --clips."""
-    messages, clips = [], []
+def read_messages(given) -> tuple[list[dict], list]:
+    """A client's messages as ours, and its sounds as (place, file), not decoded yet: the n-th one
+    is clip n, <sound-n> in the place of its part. Sounds that all come before their message's text
+    get a line each, like those of --clips."""
+    messages, sounds, count = [], [], 0
+    expect(len(given) <= MOST["parts"], "messages", f"up to {MOST['parts']}", len(given))
     for i, message in enumerate(given):
         where = f"messages[{i}]"
-        role, parts = (message.get(k) if isinstance(message, dict) else 0 for k in MESSAGE)
-        expect(role in ROLES, where, f"a role of {', '.join(ROLES)}", f"{role!r:.40}")
+        role, parts = (message.get(k) if isinstance(message, dict) else 0 for k in MESSAGE[:2])
+        fine = isinstance(role, str) and role in SPOKEN_BY
+        expect(fine, where, f"a role of {', '.join(SPOKEN_BY)}", role, 40)
         more = [key for key, value in message.items() if value and key not in MESSAGE]
-        expect(not more, where, "a role and a content", f"{more!r:.40}")
+        expect(not more, where, "a role and a content", more, 40)
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         fine = isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
-        expect(fine, f"{where}.content", "a text or a list of parts", f"{parts!r:.40}")
-        kinds, text = [str(part.get("type")) for part in parts], ""
+        expect(fine, f"{where}.content", "a text or a list of parts", parts, 40)
+        count += len(parts)
+        expect(count <= MOST["parts"], where, f"up to {MOST['parts']} parts in all", "more")
+        kinds, said, placed = [str(part.get("type")) for part in parts], [], []
         line = "\n" if kinds == sorted(kinds) else ""  # input_audio is before text
         for j, (kind, part) in enumerate(zip(kinds, parts)):
-            place, said = f"{where}.content[{j}]", part.get("text")
+            place, text = f"{where}.content[{j}]", part.get("text")
             if kind == "input_audio":
-                fits = role == "user" and len(clips) < MOST["clips"]
+                fits = role == "user" and len(sounds) < MOST["clips"]
                 expect(fits, place, f"up to {MOST['clips']} sounds, all of the user's", "more")
-                clips.append(read_sound(net, part.get("input_audio"), place))
-                said = f"<sound-{len(clips)}>{line}"
+                sounds.append((place, read_sound(part.get("input_audio"), place)))
+                placed.append(str(len(sounds)))
+                text = f"<sound-{placed[-1]}>{line}"
             else:
-                expect(kind == "text" and isinstance(said, str), place, PART, f"{kind!r:.40}")
-                named = role == "user" and re.search(MARKER, said)
-                expect(not named, place, "sounds as parts, in their place", named and named[0])
-            text += said
-        messages.append({"role": role, "content": text})
+                expect(kind == "text" and isinstance(text, str), place, PART, kind, 40)
+            said.append(text)
+        text = "".join(said)
+        spelt = role != "user" or re.findall(MARKER, text) == placed  # in one part or in several
+        expect(spelt, f"{where}.content", "sounds as parts, in their place", "<sound-n> in a text")
+        messages.append({"role": SPOKEN_BY[role], "content": text})
     letters = sum(len(message["content"]) for message in messages)
     expect(letters <= MOST["letters"], "messages", f"up to {MOST['letters']} letters", letters)
     expect(role == "user", "messages", "the user's as the last one", role)
-    return messages, clips
+    return messages, sounds
 
 
-def read_sound(net, sound, where):
-    """A clip from the base64 of a file's bytes."""
+def read_sound(sound, where):
+    """A file in memory from its bytes in base64."""
     fine = isinstance(sound, dict) and set(sound) == {"data", "format"}
     expect(fine and isinstance(sound["data"], str), where, PART, "another input_audio")
     fine = f".{sound['format']}" in SOUNDS
-    expect(fine, f"{where}: format", f"one of {' '.join(SOUNDS)}", f"{sound['format']!r:.40}")
+    expect(fine, f"{where}: format", f"one of {' '.join(SOUNDS)}", sound["format"], 40)
     try:
         file = io.BytesIO(base64.b64decode(sound["data"], validate=True))
     except ValueError:
         raise BadInput(f"{where}: data: expected base64, found something else") from None
     file.name = where
-    with open_audio(file) as (_, opened):
-        seconds, most = opened.frames / opened.samplerate, net.config.max_seconds
-    expect(seconds <= most, where, f"up to {most} s of sound", f"{seconds:.1f} s")
-    file.seek(0)
-    return load_audio(file)
+    return file
+
+
+def lengths(sounds, most) -> list[int]:
+    """How many samples each sound will have, by its header; none may be longer than `most` seconds,
+    nor all together more to decode than a recording in stereo: a few bytes can promise hours."""
+    found, total = [], 0
+    for where, file in sounds:
+        with open_audio(file) as (_, opened):
+            frames, rate, channels = opened.frames, opened.samplerate, opened.channels
+        file.seek(0)
+        expect(frames <= most * rate, where, f"up to {most} s of sound", f"{frames / rate:.1f} s")
+        total += frames * channels
+        expect(total <= MOST["samples"], where, f"up to {MOST['samples']} samples in all", total)
+        found.append(-(-frames * RATE // rate))
+    return found
 
 
 class Reply(Answer):
@@ -519,33 +556,42 @@ class Reply(Answer):
         self.how = argparse.Namespace(max_new_tokens=most)
         for name in ("temperature", "top_p", "seed"):
             setattr(self.how, name, asked.get(name, getattr(args, name)))
-        self.stops = listed(asked.get("stop", []))
-        self.asked = ids, clips = net.prompt(*read_messages(net, asked["messages"]))
-        context = net.config.decoder.context
-        check_fits(len(ids), [net.n_slots(clip) for clip in clips], context, most)
+        if self.how.seed is None:
+            self.how.seed = int.from_bytes(os.urandom(7), "big")
+        self.stops, self.messages = listed(asked.get("stop", [])), asked["messages"]
         self.pieces = queue.SimpleQueue()  # texts, then None, or a BadInput
-        self.begun, self.sent, self.finish, self.dropped = None, 0, "length", False
+        self.asked, self.begun, self.sent, self.finish = None, None, 0, "length"
+        self.dropped = False
+
+    def read(self):
+        """Its prompt and clips, once there is a place for it."""
+        messages, sounds = read_messages(self.messages)
+        samples = lengths(sounds, self.net.config.max_seconds)
+        check_room(self.net, messages, samples, self.how)
+        self.asked = self.net.prompt(messages, [load_audio(file) for _, file in sounds])
 
     def take(self, id):
-        """As in every answer; without the spaces around it, and up to a stop text."""
+        """As in every answer; without the spaces around it, up to a stop text, or to as far as it
+        came in the time it has."""
         super().take(id)
         ends = [self.text.find(stop) for stop in self.stops if stop in self.text]
+        late = time.monotonic() - self.begun > PATIENCE["answer"]
         held = max(map(len, self.stops), default=1) - 1  # letters that may be the start of a stop
-        last = len(self.text) - (0 if id is None else held)
+        last = len(self.text) - (0 if id is None or late else held)
         shown = self.text[: min(ends, default=max(last, 0))].strip()
         if shown[self.sent :]:
             self.pieces.put(shown[self.sent :])
             self.sent = len(shown)
         if ends or id in self.net.ends:
             self.finish = "stop"
-        if ends or self.dropped:
+        if ends or late or self.dropped:
             raise Enough
 
-    def run(self):
+    def run(self, asked):
         """In the main thread. Whatever goes wrong with one request, the next is answered."""
         self.begun, ending = time.monotonic(), None
         try:
-            self.make(*self.asked, self.how)
+            self.make(*asked, self.how)
         except Enough:
             pass
         except Exception as error:  # most likely memory
@@ -554,8 +600,8 @@ class Reply(Answer):
         self.pieces.put(ending)
 
     def follow(self, connection):
-        """Its pieces as they come, as long as that is not too long and the client is there. Who
-        has closed his half of the connection counts as gone: the two look the same."""
+        """Its pieces as they come, if it has not to wait too long and the client is there. Who has
+        closed his half of the connection counts as gone: the two look the same."""
         start = time.monotonic()
         while True:
             try:
@@ -566,9 +612,8 @@ class Reply(Answer):
                 return
             if isinstance(piece, BadInput):
                 raise piece
-            what, since = ("answer", self.begun) if self.begun else ("queue", start)
-            if time.monotonic() - since > PATIENCE[what]:
-                raise Refusal(503, f"{what}: it took more than {PATIENCE[what]} s")
+            if not self.begun and time.monotonic() - start > PATIENCE["queue"]:
+                raise Refusal(503, f"queue: it took more than {PATIENCE['queue']} s")
             if select.select([connection], [], [], 0)[0] and not connection.recv(1, PEEK):
                 raise ConnectionResetError
             if piece:
@@ -595,7 +640,7 @@ class Patient(io.RawIOBase):
 class Client(BaseHTTPRequestHandler):
     """One connection, and one request."""
 
-    protocol_version, request_version, requestline, streaming = "HTTP/1.1", "HTTP/1.1", "", False
+    protocol_version, requestline, command, streaming = "HTTP/1.1", "", None, False
 
     def setup(self):
         super().setup()
@@ -629,6 +674,7 @@ class Client(BaseHTTPRequestHandler):
             self.wfile.write(b"data: %s\n\n" % data)
             return
         self.connection.settimeout(PATIENCE["write"])
+        self.request_version = self.protocol_version  # a reply has its head, whatever was asked
         self.send_response(status)
         self.send_header("Connection", "close")
         if status in (429, 503):
@@ -636,25 +682,35 @@ class Client(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json" if data else "text/event-stream")
         self.end_headers()
         self.streaming = data is None
-        self.wfile.write(data or b"")
+        if self.command != "HEAD":
+            self.wfile.write(data or b"")
 
     def route(self) -> str:
         hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
-        names = "|".join(re.escape(n) for n in ("localhost", self.connection.getsockname()[0]))
-        mine = len(hosts) == 1 and re.fullmatch(rf"({names})(:\d{{1,5}})?", hosts[0].lower())
-        if not mine or any(origin != f"http://{hosts[0]}" for origin in origins):
-            raise Refusal(403, "Host and Origin: expected this server's address, found another")
-        path = f"{self.command} {self.path.partition('?')[0]}"
-        if path not in PATHS:
-            raise Refusal(404, f"path: expected {' or '.join(PATHS)}, found {path:.80}")
+        names = ("localhost", self.connection.getsockname()[0])
+        host = hosts[0] if len(hosts) == 1 else f"{len(hosts)} of them"
+        mine = re.fullmatch(rf"({'|'.join(map(re.escape, names))})(:\d{{1,5}})?", host.lower())
+        if not mine:
+            wanted = f"{' or '.join(names)}, with or without a port"
+            raise Refusal(403, f"Host: expected {wanted}, found {host:.80}")
+        others = [origin for origin in origins if origin != f"http://{host}"]
+        if others:
+            raise Refusal(403, f"Origin: expected http://{host} or none, found {others[0]:.80}")
+        command = "GET" if self.command == "HEAD" else self.command
+        path = f"{command} {self.path.partition('?')[0]}"
+        paths = (*PATHS, f"GET /v1/models/{quote(self.server.name)}")
+        if path not in paths:
+            raise Refusal(404, f"path: expected {' or '.join(paths)}, found {path:.80}")
         return path
 
     def do_GET(self):
-        name, served = self.server.name, {"object": "model", "owned_by": "polyaudio"}
-        if self.route() == "GET /health":
-            return self.send(200, {"status": "ok", "model": name})
-        served |= {"id": name, "created": self.server.since}
-        self.send(200, {"object": "list", "data": [served]})
+        path, name, since = self.route(), self.server.name, self.server.since
+        served = {"id": name, "object": "model", "owned_by": "polyaudio", "created": since}
+        known = {"GET /health": {"status": "ok", "model": name},
+                 "GET /v1/models": {"object": "list", "data": [served]}}  # fmt: skip
+        self.send(200, known.get(path, served))
+
+    do_HEAD = do_GET
 
     def do_POST(self):
         self.route()
@@ -663,13 +719,13 @@ class Client(BaseHTTPRequestHandler):
         if request["model"] != self.server.name:
             raise Refusal(404, f"model: expected {self.server.name}, found {request['model']:.80}")
         reply = Reply(self.server.net, request, self.server.args)
+        self.server.enter(reply)
         try:
-            self.server.waiting.put_nowait(reply)
+            reply.read()
+            self.server.waiting.put(reply)
             self.answer(reply, request)
-        except queue.Full:
-            raise Refusal(429, f"queue: {MOST['waiting']} requests wait already") from None
         finally:
-            reply.dropped = True
+            self.server.leave(reply)
 
     def read_request(self):
         length = self.headers.get("Content-Length", "")
@@ -722,11 +778,27 @@ class Client(BaseHTTPRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address, daemon_threads, request_queue_size = True, True, 64
 
-    def __init__(self, net, args):
-        super().__init__(args.serve, Client)
-        self.net, self.args, self.since = net, args, int(time.time())
+    def __init__(self, args):
+        """Takes its port; who connects waits until there is a network, and a thread that serves."""
+        try:
+            super().__init__(args.serve, Client)
+        except OSError as error:
+            raise BadInput(f"--serve: cannot listen there ({error.strerror or error})") from None
+        self.net, self.args, self.since = None, args, int(time.time())
         self.name = Path(args.weights).resolve().name
-        self.waiting = queue.Queue(MOST["waiting"])
+        self.waiting = queue.SimpleQueue()  # those that can be answered
+        self.places, self.door = set(), threading.Lock()  # of all that wait or are being read
+
+    def enter(self, reply):
+        with self.door:
+            if len(self.places) == MOST["waiting"]:
+                raise Refusal(429, f"queue: {MOST['waiting']} requests wait already")
+            self.places.add(reply)
+
+    def leave(self, reply):
+        """Answered or not: what it held is let go, although it may still stand in the queue."""
+        reply.dropped, reply.asked = True, None
+        self.places.discard(reply)
 
     def verify_request(self, *_):
         return threading.active_count() <= MOST["threads"]  # else the connection is closed
@@ -736,19 +808,17 @@ class Server(socketserver.ThreadingTCPServer):
 
     def work(self):
         while reply := self.waiting.get():
-            if not reply.dropped:
-                reply.run()
+            self.places.discard(reply)
+            if asked := reply.asked:
+                reply.run(asked)
 
 
-def serve(net, args):
+def serve(server, net):
     """Until Ctrl-C or SIGTERM, which stop an answer half-way."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     net.repack()
     net.tokenizer.encode("")  # so that no two threads make it
-    try:
-        server = Server(net, args)
-    except OSError as error:
-        raise BadInput(f"--serve: cannot listen there ({error.strerror or error})") from None
+    server.net = net
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print("{} on http://{}:{}/v1".format(server.name, *server.server_address), flush=True)
     with server:
@@ -850,18 +920,25 @@ def main():
     paths = find_clips(args.clips)
     if args.vote:
         expect(len(paths) > 1, "--vote", "at least two clips", len(paths))
+    question = DEFAULT_QUESTION if args.ask is None else args.ask
+    clips = [from_input(path) for path in paths]
+    asked = {"question": question, "clips": clips}
+    asked = view_concat(asked) if args.concat else asked
+    samples = [clip_samples(clip) for clip in asked["clips"]]  # no file, and no port to be had, are
+    server = Server(args) if args.serve else None  # told before minutes of loading
     times, start = {}, time.perf_counter()
-    waves = [hear(path) for path in paths]
-    times["audio"], start = time.perf_counter() - start, time.perf_counter()
     net = load_net(args)
     times["load"] = time.perf_counter() - start
     kind = str(net.dtype).removeprefix("torch.")
     note(f"{net.config.kind} on {net.device}, {kind}, kernels {kernels.chosen()}")
     if args.serve:
-        return serve(net, args)
+        return serve(server, net)
     if args.demo:
         return demo(net, args)
-    question = DEFAULT_QUESTION if args.ask is None else args.ask
+    start = time.perf_counter()
+    check_room(net, [{"role": "user", "content": asked["question"]}], samples, args)
+    waves = [load_clip(clip) for clip in clips]
+    times["audio"] = time.perf_counter() - start
     once = args.json or args.vote or args.concat or args.why or "-" in paths
     chat = args.ask is None and not once
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
@@ -886,12 +963,12 @@ def main():
         if args.concat:
             heard = view_concat({"clips": waves})["clips"]
             paths, waves = [" + ".join(paths)], [load_clip(clip) for clip in heard]
-        clips = [
+        told = [
             {"path": path, "seconds": round(len(wave) / RATE, 3), "slots": net.n_slots(wave)}
             for path, wave in zip(paths, waves)
         ]
         seconds = {name: round(times[name], 4) for name in ("load", "audio", "prefill", "decode")}
-        report = {"answer": answer.text.strip(), "clips": clips, "tokens": len(answer.ids), **more}
+        report = {"answer": answer.text.strip(), "clips": told, "tokens": len(answer.ids), **more}
         print(json.dumps({**report, "seconds": seconds}))
 
 

@@ -210,6 +210,7 @@ def test_a_clip_may_be_given_as_what_was_made_of_it(load, kind):
     windows = net.windows(clips)
     rows = [part.clone() for part in net.listen(clips)]
     assert [net.n_slots(clip) for clip in clips] == [len(part) for part in rows]
+    assert [net.n_slots(len(clip)) for clip in clips] == [len(part) for part in rows]
     for given in (windows, rows, [clips[0], windows[1], rows[2]], [rows[0], clips[1], windows[2]]):
         assert [net.n_slots(clip) for clip in given] == [net.n_slots(clip) for clip in clips]
         with hearing(net) as heard:
@@ -648,6 +649,7 @@ def eights(clips, after=4):
 def test_a_clip_of_any_length_makes_the_same_number_of_slots(perceiver):
     clips = waves((0.03, 0.3, 1.01, 31.0))
     assert [perceiver.n_slots(clip) for clip in clips] == [8] * 4
+    assert [perceiver.n_slots(len(clip)) for clip in clips] == [8] * 4
     assert [x.shape for x in perceiver.encode(clips)] == [(8, 64)] * 4
     assert perceiver.logits(eights(clips), clips).isfinite().all()
     with pytest.raises(BadInput, match="slots"):

@@ -344,6 +344,34 @@ def test_bad_questions(run):
     check_refused(run("--json"), "--clips")
 
 
+@pytest.fixture
+def many(home, tmp_path, monkeypatch):
+    """A folder of 10,000 clips, none of which may be decoded."""
+
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    for i in range(10_000):
+        os.link(home / "clips" / "a.wav", tmp_path / f"{i:05}.wav")
+    monkeypatch.setattr(prepare, "read_mono", decoded)
+    return tmp_path
+
+
+def test_of_thousands_of_clips_only_the_headers_are_read(run, many):
+    check_refused(run("--clips", many, "--ask", "Which?"), "clips of up to 12 slots", "N_max")
+
+
+def test_a_chat_takes_no_folder_of_thousands(chat, many):
+    with pytest.raises(prepare.BadInput, match="clip"):
+        chat.add(str(many))
+    assert len(chat.waves) == 2
+
+
+def test_what_is_wrong_with_the_clips_is_told_before_the_weights_are_read(run, monkeypatch):
+    monkeypatch.setattr(sample, "load_net", None)
+    check_refused(run("--clips", "a.wav", "gone.wav", "--ask", "Which?"), "gone.wav: no such file")
+
+
 def test_too_many_clips_for_the_context(run, home):
     """The message quotes the paper's equation 1 with its numbers."""
     small = home / "small"

@@ -69,7 +69,8 @@ def net(home):
 def serving(net):
     """A server and its one worker, in threads of this process."""
     args = sample.parse(["--weights", "x/tiny", "--serve", "0", "--max-new-tokens", str(MOST)])
-    with sample.Server(net, args) as server:
+    with sample.Server(args) as server:
+        server.net = net
         threads = [threading.Thread(target=run) for run in (server.serve_forever, server.work)]
         for thread in threads:
             thread.start()
@@ -209,8 +210,52 @@ def test_usage_of_a_stream_if_asked_for(client):
     assert chunks[-1].usage is None
 
 
+def test_a_developers_message_is_the_systems_and_names_change_nothing(client, net):
+    messages = [{"role": "system", "content": "Be brief."}, *user("What is a sound?")]
+    expected = net.answer([messages[0], {"role": "user", "content": "What is a sound?"}], [], MOST)
+    assert ask(client, messages).choices[0].message.content == expected
+    messages[0] = {"role": "developer", "content": "Be brief.", "name": "me"}
+    messages[1]["name"] = "you"
+    assert ask(client, messages).choices[0].message.content == expected
+
+
+def test_without_a_seed_each_answer_is_drawn_anew(client, net):
+    def answers(**how):
+        asked = [ask(client, user("Which?"), temperature=2, **how) for _ in range(6)]
+        return {answer.choices[0].message.content for answer in asked}
+
+    assert len(answers()) > 1
+    assert len(answers(seed=3)) == 1
+    request = {"model": "tiny", "messages": user("Which?")}
+    seeded = sample.parse(["--weights", "x", "--serve", "0", "--seed", "5"])
+    assert sample.Reply(net, request, seeded).how.seed == 5
+    assert sample.Reply(net, {**request, "seed": 7}, seeded).how.seed == 7
+
+
+class Unseen(list):
+    """A long value, which nobody may write out but to complain of it."""
+
+    def __repr__(self):
+        raise AssertionError("written out")
+
+
+def test_what_is_fine_is_not_written_out():
+    asked = Unseen([{"role": "user", "content": Unseen([say("Hm?")])}])
+    sample.check_request({"model": "tiny", "messages": asked, "stop": Unseen(["x"])})
+    assert sample.read_messages(asked) == ([{"role": "user", "content": "Hm?"}], [])
+
+
 def test_models_and_health(client, server):
     assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="GET /v1/models/tiny"):
+        client.models.retrieve("other")
+    for path in ("/health", "/v1/models", "/v1/models/tiny"):
+        asked = f"{path} HTTP/1.1\r\nHost: localhost"
+        status, head, reply = get(server, f"HEAD {asked}")
+        assert (status, reply) == (200, b"") and "application/json" in head
+        assert get(server, f"GET {asked}")[2]
+    assert get(server, "HEAD /nothing HTTP/1.1\r\nHost: localhost")[::2] == (404, b"")
     status, head, reply = get(server, "GET /health HTTP/1.1\r\nHost: localhost")
     assert (status, json.loads(reply)) == (200, {"status": "ok", "model": "tiny"})
     assert "application/json" in head
@@ -246,7 +291,14 @@ BAD = [
     ({"messages": user(sound(CLIPS[0], data=""))}, 400, "cannot be decoded"),
     ({"messages": user(sound(CLIPS[0], data="AAAA"))}, 400, "content[0]: cannot be decoded"),
     ({"messages": user(sound(CLIPS[0][:100]), "x")}, 400, "too short"),
-    ({"messages": user("Is <sound-1> it?", sound(CLIPS[0]))}, 400, "found <sound-1>"),
+    ({"messages": user("Is <sound-1> it?", sound(CLIPS[0]))}, 400, "found <sound-n> in a text"),
+    ({"messages": user(sound(CLIPS[0]), "Is <sound-", "1> it?")}, 400, "found <sound-n> in a text"),
+    ({"messages": user("<sound-", "2>", sound(CLIPS[0]))}, 400, "found <sound-n> in a text"),
+    ({"messages": user(sound(CLIPS[0]), "<sound-\u0661>")}, 400, "found <sound-n> in a text"),
+    ({"messages": user(*["x"] * 1001)}, 400, "up to 1000 parts"),
+    ({"messages": user("x") * 1001}, 400, "messages: expected up to 1000"),
+    ({"messages": [*user(*["x"] * 999), *user("x", "y")]}, 400, "messages[1]: expected up to 1000"),
+    ({"messages": user("e" + "\u0316\u0301" * 501)}, 400, "combining marks"),
     ({"messages": user(*[sound(CLIPS[2])] * 65)}, 400, "up to 64 sounds"),
     ({"messages": [{"role": "system", "content": [sound(CLIPS[0])]}, *user("x")]}, 400, "user's"),
     ({"messages": user("x" * (1 << 20) + "x")}, 400, "letters"),
@@ -307,7 +359,25 @@ def test_a_clip_longer_than_is_heard_is_refused(server, net, monkeypatch):
     assert status == 400 and b"up to 60 s of sound" in reply
 
 
+def never(*_):
+    raise AssertionError("decoded")
+
+
+def test_more_samples_than_anybody_would_send_are_not_decoded(server, monkeypatch):
+    """The limit is on what the headers say, all channels of all sounds."""
+    stereo = CLIPS[3].repeat(2).reshape(-1, 2)
+    body = {"model": "tiny", "messages": user(sound(stereo), sound(CLIPS[3]), "Which?")}
+    size = stereo.size + len(CLIPS[3])
+    monkeypatch.setitem(sample.MOST, "samples", size)
+    assert post(server, json.dumps(body).encode())[0] == 200
+    monkeypatch.setitem(sample.MOST, "samples", size - 1)
+    monkeypatch.setattr(sample, "load_audio", never)
+    status, _, reply = post(server, json.dumps(body).encode())
+    assert status == 400 and f"up to {size - 1} samples in all, found {size}".encode() in reply
+
+
 def test_too_much_for_the_context(server, net, monkeypatch):
+    monkeypatch.setattr(sample, "load_audio", never)
     monkeypatch.setattr(net.config.decoder, "context", 64)
     body = {"model": "tiny", "messages": user(*map(sound, CLIPS), "Which?")}
     status, _, reply = post(server, json.dumps(body).encode())
@@ -401,6 +471,11 @@ def test_only_its_own_host_and_origin(server):
     assert post(server, HM, "Host: evil.example")[0] == 403  # two of them
     assert get(server, "GET /health HTTP/1.1")[0] == 403
     assert get(server, "GET /v1/models HTTP/1.1\r\nHost: evil.example")[0] == 403
+    told = json.loads(post(server, HM, host="evil.example")[2])["error"]["message"]
+    wanted = "localhost or 127.0.0.1, with or without a port"
+    assert told == f"Host: expected {wanted}, found evil.example"
+    told = json.loads(post(server, HM, "Origin: null")[2])["error"]["message"]
+    assert told == "Origin: expected http://localhost or none, found null"
     head = post(server, HM, f"Origin: http://localhost:{port}", host=f"localhost:{port}")[1]
     assert "access-control" not in head.lower()
 
@@ -412,6 +487,8 @@ ODD = [
     (b"POST /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     (b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
     (b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n", 505),
+    (b"GET /health\r\n\r\n", 403),
+    (b"GET /health HTTP/0.9\r\n\r\n", 403),
     (b"GET /%s HTTP/1.1\r\n\r\n" % (b"x" * 70000), 414),
     (b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
     (b"GET /health HTTP/1.1\r\na: " + b"b" * 70000 + b"\r\n\r\n", 431),
@@ -422,11 +499,9 @@ ODD = [
 
 @pytest.mark.parametrize("data, status", ODD, ids=range(len(ODD)))
 def test_what_is_no_request_of_ours(server, data, status):
-    reply = talk(server, data)
-    if reply.startswith(b"HTTP/1.1"):
-        found, _, reply = split(reply)
-        assert found == status
-    assert json.loads(reply)["error"]["code"] == status  # HTTP/0.9 has no head
+    found, head, reply = split(talk(server, data))
+    assert head.startswith(f"HTTP/1.1 {status} ") and found == status
+    assert json.loads(reply)["error"]["code"] == status
 
 
 def test_bodies_that_are_none(server):
@@ -539,15 +614,43 @@ def test_more_than_can_wait_are_told_when_to_come_again(server, client, monkeypa
     with opened(server, 1, request(STREAM)) as (first,):
         assert b"200 OK" in first.recv(1 << 16)
         with opened(server, sample.MOST["waiting"], request(HM)) as waiting:
-            wait_for(server.waiting.full)
-            with pytest.raises(openai.RateLimitError) as told:
-                ask(client, user("Hm?"))
+            wait_for(lambda: len(server.places) == sample.MOST["waiting"])
+            with monkeypatch.context() as patch, pytest.raises(openai.RateLimitError) as told:
+                patch.setattr(sample, "load_audio", never)  # nothing is decoded without a place
+                ask(client, user(sound(CLIPS[0]), "Hm?"))
             assert int(told.value.response.headers["Retry-After"]) > 0
             assert get(server, "GET /health HTTP/1.1\r\nHost: localhost")[0] == 200
             first.close()
             for s in waiting:
                 assert b"200 OK" in s.recv(1 << 16)
     assert ask(client, user("Hm?")).usage.completion_tokens == MOST
+
+
+def test_who_leaves_while_waiting_gives_the_place_back(server, client):
+    with opened(server, 1, request(STREAM)) as (first,):
+        assert b"200 OK" in first.recv(1 << 16)
+        for _ in range(2):
+            with opened(server, sample.MOST["waiting"], request(HM)):
+                wait_for(lambda: len(server.places) == sample.MOST["waiting"])
+            wait_for(lambda: not server.places)
+    assert ask(client, user("Hm?")).usage.completion_tokens == MOST
+
+
+def test_a_place_is_given_back_by_what_cannot_be_read(server, client):
+    for _ in range(sample.MOST["waiting"] + 1):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, user(sound(CLIPS[0], data="AAAA")))
+    assert ask(client, user("Hm?")).usage.completion_tokens == MOST
+
+
+def test_of_an_answer_that_takes_too_long_there_is_what_there_is(client, net, monkeypatch):
+    monkeypatch.setitem(sample.PATIENCE, "answer", 0.3)
+    for stop in (None, "what it never says, and whose beginning it might"):
+        found = ask(client, user("Hm?"), max_tokens=20_000, stop=stop)
+        said, count = found.choices[0].message.content, found.usage.completion_tokens
+        assert found.choices[0].finish_reason == "length" and 0 < count < 20_000
+        prompt = net.prompt([{"role": "user", "content": "Hm?"}], [])
+        assert said == net.tokenizer.decode(net.generate(*prompt, count)).strip()
 
 
 def test_neither_the_queue_nor_an_answer_lasts_for_ever(server, client, monkeypatch):
@@ -561,7 +664,7 @@ def test_neither_the_queue_nor_an_answer_lasts_for_ever(server, client, monkeypa
         rest = b""
         while piece := first.recv(1 << 16):
             rest += piece
-    assert b'"message": "answer: it took more than 0.1 s"' in rest and b"[DONE]" not in rest
+    assert b'"finish_reason": "length"' in rest and rest.endswith(b"data: [DONE]\n\n")
 
 
 def test_of_very_many_connections_some_are_closed(server, client):
@@ -614,12 +717,14 @@ def refused(capsys, *words):
     assert end.value.code == 2 and err.count("\n") == 1 and "--serve" in err
 
 
-def test_where_it_cannot_listen(net, server, capsys):
+def test_where_it_cannot_listen(server, capsys, monkeypatch):
     for port in ("port", "70000", "-1", "1:2:3", "http://x:1", ""):
         refused(capsys, f"--serve={port}")
     refused(capsys, "--serve", "0", "--ask", "x")
     refused(capsys, "--serve", "0", "--why")
-    args = sample.parse(["--weights", "x", "--serve", str(server.server_address[1])])
+    words = ["--weights", "x", "--serve", str(server.server_address[1])]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *words])
+    monkeypatch.setattr(sample, "load_net", never)  # it is told before the weights are read
     with pytest.raises(prepare.BadInput, match="--serve: cannot listen there"):
-        sample.serve(net, args)
+        sample.main()
     assert sample.parse(["--weights", "x", "--serve", "0.0.0.0:80"]).serve == ("0.0.0.0", 80)
