@@ -58,12 +58,12 @@ import torch  # noqa: E402
 import kernels  # noqa: E402
 from model import add_weight_flags, answer_all, find_device, load_net, weights_hash  # noqa: E402
 from prepare import (  # noqa: E402
-    CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, THOUGHTS, VIEWS, BadInput, Journal, NoReply,
-    Parser, Service, as_example, chance, check_fields, clean, cli, conversation, each_alone, expect,
-    find_files, fits, git_hash, hash_of, index_audio, join_shards, known, leave_at_once, load_clip,
-    masked, overlap, parse, place_clips, progress, read_json, read_rows, read_tables, read_values,
-    reordered, request_json, score, shard_file, stop, terms, to_ask, view_captioned, view_permute,
-    warn, which_shard, word_errors, words, write_json, written,
+    CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, VIEWS, BadInput, Journal, NoReply, Parser,
+    Service, as_example, chance, check_fields, clean, cli, conversation, each_alone, error_rate,
+    expect, find_files, fits, git_hash, hash_of, index_audio, join_shards, known, leave_at_once,
+    load_clip, masked, overlap, parse, place_clips, progress, read_json, read_rows, read_table,
+    read_values, reordered, request_json, score, shard_file, stop, terms, to_ask, view_captioned,
+    view_permute, warn, which_shard, without_thoughts, word_errors, words, write_json, written,
 )  # fmt: skip
 from sample import clip_orders  # noqa: E402
 
@@ -327,7 +327,7 @@ def flips(row, answer, moved, again, literal=False) -> bool | None:
 
 
 def parts_of(answer) -> list[str]:
-    told = re.split(r"(?i)\banswer(?: is)?:", answer)[-1]
+    told = re.split(r"(?i)\banswer(?: is)?:", without_thoughts(answer))[-1]
     return sorted(" ".join(terms(part)) for part in re.split(r"[;,.\n]", told))
 
 
@@ -513,7 +513,7 @@ def mark_prompts(row, answer) -> list[str]:
     """The three texts as JSON that holds no "<": so none of them can end the data, and none can
     spell a special token of the model that reads it."""
     question = re.sub(MARKER, r"(audio \1)", asked_of(row))
-    given = spoken(answer).strip()[-TAIL:]
+    given = without_thoughts(answer).strip()[-TAIL:]
     told = {"question": question, "reference": conversation(row)[-1]["content"], "answer": given}
     told = {name: clean(text, keep="\n") for name, text in told.items()}
     data = json.dumps(told, ensure_ascii=False, indent=1).replace("<", "\\u003c")
@@ -546,14 +546,9 @@ def mark_counts(marks) -> dict:
     return {"answers": len(marks), "read": each, "both": both}
 
 
-def spoken(reply) -> str:
-    """A reply without the thoughts in it."""
-    return re.sub(THOUGHTS, " ", reply or "")
-
-
 def bare(reply) -> str:
     """A reply without thoughts, fences, emphasis and quotes around it."""
-    text = spoken((reply or "").rpartition("</think>")[2])
+    text = without_thoughts(reply or "")
     return re.sub(r"^\s*```\w*\s|[*_`]", "", text).strip(" \n\r\t\"'")
 
 
@@ -634,7 +629,7 @@ def from_json(files, data, refuse):
 
 def from_csv(files, data, refuse, columns):
     for file in files:
-        for number, raw in enumerate(read_tables(file.parent, [file.name], columns), 1):
+        for number, raw in enumerate(read_table(file, columns), 1):
             yield file, number, raw
 
 
@@ -951,7 +946,7 @@ def official_pro(rows, said, judges, data, part) -> Official:
         prompts = [pro_prompt(rows[i], told[i]) for i in opened]
         judge.fetch(prompts, 0, 512)
         for i, prompt in zip(opened, prompts):
-            scores[i], whole = overall(spoken(judge.say(prompt, 0, 512)))
+            scores[i], whole = overall(without_thoughts(judge.say(prompt, 0, 512) or ""))
             unread += not whole
         notes.append(f"open answers by {judge.name} (published: Qwen2.5-7B-Instruct); its "
                      "prompt is of the published form, not in its words")  # fmt: skip
@@ -1240,7 +1235,7 @@ def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
     line with a rating counts, a 0 anywhere in it is a 0, a reply without orientation is asked for
     it once more, and only "both" keeps its rating. Not as published, a reply without a rating has
     None: there, it has that of the reply before it."""
-    reply = spoken(judge.say(prompt, 0, 1000))
+    reply = without_thoughts(judge.say(prompt, 0, 1000) or "")
     rated = [line for line in reply.split("\n") if "Rating: " in line]
     rating = next((int(digit) for digit in "012" if rated and digit in rated[-1]), None)
     named = oriented(reply)
@@ -1259,7 +1254,7 @@ def official_jasco(rows, said, judges, data) -> Official:
     prompts = [answer if answer is None else jasco_prompt(row, answer) for row, answer in pairs]
     for judge in judges:
         judge.fetch(list(filter(None, prompts)), 0, 1000)
-        said = (spoken(judge.say(prompt, 0, 1000)) for prompt in prompts if prompt)
+        said = (without_thoughts(judge.say(p, 0, 1000) or "") for p in prompts if p)
         judge.fetch(list(filter(None, map(jasco_again, said))))
         replies = [jasco_reply(judge, prompt) if prompt else (None, None) for prompt in prompts]
         best, leaning = defaultdict(int), Counter(way for _, way in replies if way)
@@ -1484,7 +1479,7 @@ def aside(gold, answer) -> dict:
     kind, value = gold["type"], gold["value"]
     found = None if answer is None else parse(gold, answer)
     if kind == "transcript":  # nothing said is every word left out
-        return {"wer": 1.0 if found is None else word_errors(words(value), found)}
+        return {"wer": 1.0 if found is None else error_rate(value, answer)}
     if found is None:
         return {}
     if kind == "order" and set(found) == set(value):
@@ -1576,13 +1571,13 @@ def second_looks(items) -> dict:
     for name in ("kendall", "error", "iou"):
         known = [item[name] for item in items if name in item]
         found |= {name: sum(known) / len(known)} if known else {}
-    spoken = [(len(words(item["gold"]["value"])), item["wer"]) for item in items if "wer" in item]
-    if spoken:
-        found["wer"] = sum(n * wer for n, wer in spoken) / sum(n for n, _ in spoken)
-    told = [(item["gold"]["value"]["text"], item["answer"] or "")
-            for item in items if item["gold"]["type"] == "text"]  # fmt: skip
+    rates = [(len(words(item["gold"]["value"])), item["wer"]) for item in items if "wer" in item]
+    if rates:
+        found["wer"] = sum(n * wer for n, wer in rates) / sum(n for n, _ in rates)
+    told = [item for item in items if item["gold"]["type"] == "text"]
     if told:
-        found["bleu-4"] = bleu4([[text] for text, _ in told], [answer for _, answer in told])
+        references = [[item["gold"]["value"]["text"]] for item in told]
+        found["bleu-4"] = bleu4(references, [without_thoughts(i["answer"] or "") for i in told])
     return found
 
 
@@ -2541,8 +2536,9 @@ def by_the_rule(args, bench, rows, items, judges) -> dict:
         judges = [*judges, Embedder(args.embeddings, args.embeddings_model)]
     if args.spice:
         judges = [*judges, Spice(args.spice)]
-    what = "loglik" if bench.needs == "loglik" else "answer"
-    found = bench.official(rows, [item[what] for item in items], judges, Path(args.data))
+    said = [item["answer"] and without_thoughts(item["answer"]) for item in items]
+    said = [item["loglik"] for item in items] if bench.needs == "loglik" else said
+    found = bench.official(rows, said, judges, Path(args.data))
     for item, value in zip(items, found.scores):
         item["official"] = value
     return {"figures": found.figures, "notes": found.notes}

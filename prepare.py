@@ -1438,7 +1438,6 @@ MARK = (
     rf"^\W*(?:(?:and|but|then)\s+)?{OPENING}|\banswer\b|\bodd one out\b|\bstands out\b"
     r"|\bdoes(?: not|n't) (?:belong|fit)\b"
 )
-THOUGHTS = r"(?is)<think>.*?(?:</think>|\Z)"
 HEDGE = (
     r"(?:^|\()\s*or\b|\b(?:either|maybe|perhaps|possibly|(?:might|could|may) be|part(?:ly|ially)"
     r"|necessarily|unsure|uncertain|unclear|whether|or (?:something|none|another)"
@@ -1461,10 +1460,16 @@ FILLER = set(
 TAIL = 4000  # characters: of a model that never stops, only the end is read
 
 
+def without_thoughts(answer: str) -> str:
+    """An answer without the thoughts in it. Some models are prompted to think, and only end it."""
+    answer = re.sub(r"(?is)<think>.*?(?:</think>|\Z)", " ", answer)
+    return re.split("(?i)</think>", answer)[-1]
+
+
+@lru_cache(maxsize=1 << 12)
 def plain(text: str) -> str:
-    """One spelling: no thoughts or markdown, lower case, digits, and "#2" for the second clip."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(THOUGHTS, " ", text).translate(SIGNS)
+    """One spelling: no markdown, lower case, digits, and "#2" for the second clip."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(SIGNS)
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
     text = re.sub(r"\bhalf a dozen\b", "6", re.sub(r"(?<!half )\b(?:a|one) dozen\b", "12", text))
     text = re.sub(rf"{NOT_PRONOUN}{NUMBER_WORD}", spell_number, text)
@@ -1762,14 +1767,17 @@ LETTER = (
 
 
 def find_choice(text: str, choices: list[str], back: bool):
-    """Choices by their letter or by their text, a longer one before one that it holds."""
+    """Choices by their letter or by their text, a longer one before one that it holds. Where a bare
+    letter is a text, as of a chord, that is meant."""
+    texts = [terms(choice) for choice in choices]
 
     def letter(match):
         place = ord(match[1] or match[2] or match[3]) - ord("a")
+        place = texts.index([match[3]]) if [match[3]] in texts else place
         return f" @{place} " if place < len(choices) else " "
 
     text = f" {' '.join(tokens(re.sub(LETTER, letter, text), '|,'))} "
-    named = {i: " (?:, )?".join(map(re.escape, terms(c))) for i, c in enumerate(choices)}
+    named = {i: " (?:, )?".join(map(re.escape, told)) for i, told in enumerate(texts)}
     for i in sorted(named, key=lambda i: -len(named[i])):
         text = re.sub(rf"(?<= ){named[i]}(?= )", f"@{i}", text)
     text = affirmed(text, back)
@@ -1794,7 +1802,6 @@ def find_keywords(answer: str, gold: list[str]):
 
 def said(answer: str) -> str:
     """The words that an answer reports: what it quotes, or what follows "... says:"."""
-    answer = re.sub(THOUGHTS, " ", answer)
     lead = re.match(
         r"(?i)[^:\"\u201c]{0,60}\b(?:says?|said|transcript\w*|speech|words)[^:]{0,20}:", answer
     )
@@ -1809,7 +1816,7 @@ def parse(gold: dict, answer: str):
     """The value that an answer gives to a question of this gold's type, or None where it commits to
     none: a choice's text, "yes"/"no"/"nei", a frozenset of clips, a tuple of clips, a number,
     (clip or None, on, off), a set of words; for text and transcript the answer's own words."""
-    kind, value = gold["type"], gold["value"]
+    kind, value, answer = gold["type"], gold["value"], without_thoughts(answer)
     if kind == "transcript":
         return words(said(answer)) or None
     answer = unicodedata.normalize("NFKC", answer[-TAIL:])[-TAIL:]  # one letter may become 18
@@ -1858,9 +1865,8 @@ def score(gold: dict, answer: str) -> float | None:
         return f1(found, {word for keyword in value for word in words(plain(keyword))})
     if kind == "text":
         return score_text(value, found)
-    if kind == "transcript":  # "she said: go" may be a report of "go", or what was said
-        ways = found, words(re.sub(THOUGHTS, " ", answer))
-        return max(0.0, 1 - min(word_errors(words(value), way) for way in ways))
+    if kind == "transcript":
+        return max(0.0, 1 - error_rate(value, answer))
     return float(found == value)
 
 
@@ -1876,13 +1882,26 @@ def f1(found: set, wanted: set) -> float:
 
 def score_text(gold: dict, found: list[str]) -> float:
     answer = f" {' '.join(found)} "
-    ways = [[f" {' '.join(terms(way))} " for way in slot] for slot in gold["slots"]]
+    ways, known = facts_of(gold["text"], tuple(map(tuple, gold["slots"])))
     hits = sum(any(way in answer for way in slot) for slot in ways)
-    known = set(terms(gold["text"])) | {
-        word for slot in ways for way in slot for word in way.split()
-    }
     strange = {w for w in found if w[0] not in "#@"} - known - FILLER
     return 2 * hits / (hits + len(strange) + len(ways))
+
+
+@lru_cache(maxsize=1 << 15)
+def facts_of(text, slots):
+    """The ways to say each fact, and all words of theirs and the text's: a tally holds thousands of
+    answers against the same golds."""
+    ways = [[f" {' '.join(terms(way))} " for way in slot] for slot in slots]
+    return ways, {*terms(text), *" ".join(itertools.chain(*ways)).split()}
+
+
+def error_rate(value: str, answer: str) -> float:
+    """Word errors of a transcript. "She said: go" may be a report of "go", or what was said: the
+    better of the two counts."""
+    answer = without_thoughts(answer)
+    ways = {tuple(words(said(answer))), tuple(words(answer))}
+    return min(word_errors(words(value), way) for way in ways)
 
 
 def word_errors(wanted: list[str], found: list[str]) -> float:
@@ -2883,11 +2902,13 @@ def stem(name: str) -> str:
 
 
 def index_audio(root):
-    """find(name, ...) -> the first of them that is an audio file under `root`, or None. A name may
-    come with its folder ("test/syn_1"), and with or without an extension, in whatever case. The
-    table knows nothing outside of the root, so no name out of a csv can lead there."""
-    table = disk_table("name text primary key, path text")
-    add = "insert into it values (?, ?) on conflict do update set path = min(path, excluded.path)"
+    """find(name, ...) -> the first of them that is an audio file under `root`, or None; or every
+    file of that name. A name may come with its folder ("test/syn_1"), and with or without an
+    extension, in whatever case. The table knows nothing outside of the root, so no name out of a
+    csv can lead there."""
+    table = disk_table("name text, path text, primary key (name, path)")
+    add = "insert or ignore into it values (?, ?)"
+    seek = "select path from it where name = ? order by path limit ?"
     for folder, _, files in os.walk(root, followlinks=True):
         for file in files:
             path = os.path.join(folder, file)
@@ -2895,10 +2916,10 @@ def index_audio(root):
                 names = (stem(file), f"{stem(os.path.basename(folder))}/{stem(file)}")
                 table.executemany(add, [(name, path) for name in names])
 
-    def find(*names):
+    def find(*names, every=False):
         for name in map(stem, names):
-            if found := table.execute("select path from it where name = ?", (name,)).fetchone():
-                return Path(found[0])
+            if found := [Path(row[0]) for row in table.execute(seek, (name, -1 if every else 1))]:
+                return found if every else found[0]
 
     return find
 
@@ -2931,29 +2952,33 @@ def read_lines(path):
             yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def read_tables(root, names, columns, header=True, tab=False, quotes=True):
-    """Rows of csv or tsv files as {column: text}, with the `part` of the file. With a header,
+def read_tables(root, names, columns, **style):
+    for path in find_files(root, *names):
+        yield from read_table(path, columns, **style)
+
+
+def read_table(path, columns, header=True, tab=False, quotes=True):
+    """Rows of a csv or tsv file as {column: text}, with the `part` of the file. With a header,
     `columns` are those it has to have; without one (then lines with # are comments) they are all,
     in order. A short row is filled with "": whoever needs the rest finds it missing."""
-    for path in find_files(root, *names):
-        lines = (line for line in read_lines(path) if header or line[0] != "#")
-        style = {"delimiter": "\t" if tab else ",", "skipinitialspace": not tab}
-        rows = csv.reader(lines, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, **style)
-        found, line = columns.split(), 0
-        try:
-            if header:
-                found = [name.strip().lower().replace(" ", "_") for name in next(rows, [])]
-                missing = [name for name in columns.split() if name not in found]
-                expect(not missing, f"{path}: header", f"a column {missing[:1]}", found)
-            for row in rows:
-                if rows.line_num > line + 50:
-                    raise csv.Error(f"the quote that opens in line {line + 1} does not close")
-                line = rows.line_num
-                if row:
-                    cells = [*map(str.strip, row), *[""] * len(found)]
-                    yield {"part": part_of(path), **dict(zip(found, cells))}
-        except csv.Error as error:
-            raise BadInput(f"{path}: line {rows.line_num}: {error}") from None
+    lines = (line for line in read_lines(path) if header or line[0] != "#")
+    style = {"delimiter": "\t" if tab else ",", "skipinitialspace": not tab}
+    rows = csv.reader(lines, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, **style)
+    found, line = columns.split(), 0
+    try:
+        if header:
+            found = [name.strip().lower().replace(" ", "_") for name in next(rows, [])]
+            missing = [name for name in columns.split() if name not in found]
+            expect(not missing, f"{path}: header", f"a column {missing[:1]}", found)
+        for row in rows:
+            if rows.line_num > line + 50:
+                raise csv.Error(f"the quote that opens in line {line + 1} does not close")
+            line = rows.line_num
+            if row:
+                cells = [*map(str.strip, row), *[""] * len(found)]
+                yield {"part": part_of(path), **dict(zip(found, cells))}
+    except csv.Error as error:
+        raise BadInput(f"{path}: line {rows.line_num}: {error}") from None
 
 
 def grouped(rows, column):

@@ -58,8 +58,8 @@ from prepare import (
     HOPELESS, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
     conversation, expect, fits, hold, join_shards, leave_at_once, load_audio, load_clip, open_audio,
     plain, progress, read_corpus, read_json, read_lines, read_rows, read_values, request, score,
-    shard_file, stop, tag_clips, warn, which_shard, word_errors, words, worker_map, write_json,
-    written,
+    shard_file, stop, tag_clips, warn, which_shard, without_thoughts, word_errors, words,
+    worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -4107,7 +4107,7 @@ def tidy(value):
 
 def find_object(text, shape):
     """The first object of that shape in a reply: bare, fenced, after thoughts or inside prose."""
-    text = re.sub(r"<think>.*\Z", " ", text.rpartition("</think>")[2], flags=re.DOTALL)
+    text = without_thoughts(text)
     for match in itertools.islice(re.finditer("{", text[:40_000]), 100):
         try:
             value = tidy(json.JSONDecoder().raw_decode(text, match.start())[0])

@@ -39,6 +39,7 @@ CLIP_TABLE = [
     ("The odd one is audio 2 (audio 1 and audio 3 are dogs).", 1),
     ("The cat is in the second recording.", 1), ("Audio 2 does not belong.", 1),
     ("<think>It may be audio 1. Audio 1.</think>Audio 2", 1),
+    ("It may be audio 1. Audio 1.</think>Audio 2", 1), ("Audio 1.</think>hm</think>Audio 2", 1),
     ("Since audio 1 and 3 are dogs, audio 2.", 1), ("I would pick 2.", 1),
     ("While audio 1 and audio 3 are dogs, audio 2 is a cat.", 1),
     ("Because it is unlike the rest, I choose the second clip.", 1),
@@ -188,6 +189,9 @@ CHOICES = [  # choices, the right one, an answer, its score
     (["Audio 1", "Audio 2"], "Audio 2", "Clip two is louder than clip one.", 1),
     (["12", "13"], "12", "Twelve.", 1), (["2.5 s", "5 s"], "5 s", "5 s", 1),
     (["2.5 s", "5 s"], "5 s", "2.5 s", 0), (["C", "C#"], "C#", "C#", 1),
+    (["C", "D", "E", "F"], "D", "The answer is D.", 1), (["C", "D"], "D", "(B)", 1),
+    (["C", "D", "E", "F"], "F", "The answer is D.", 0), (["B", "A"], "A", "The answer is A.", 1),
+    (["C", "D", "E", "F"], "F", "(D) F", 1), (["C", "D"], "D", "(B) D", 1),
     (["-3 dB", "3 dB"], "3 dB", "-3 dB", 0),
     (["Mr. Smith", "Mrs. Smith"], "Mr. Smith", "Mr. Smith", 1),
     (["Mr. Smith", "Mrs. Smith"], "Mrs. Smith", "The speaker is (B) Mrs. Smith.", 1),
@@ -642,6 +646,17 @@ def test_a_comparison_names_its_subject():
     assert score(CLIP, "Clip 2 is quieter than clip 1") == 1.0
     assert score(CLIP, "Clip 1 is quieter than clip 2") == 0.0
     assert score(CLIP, "Clip 1 is quieter than clip 2, so clip 2 is louder") != 0.0
+
+
+def test_what_was_thought_has_no_say_however_long_it_was():
+    """Thoughts go before the answer is cut to its end, or their own end would be taken for it."""
+    long = "Audio 1. " * 1000
+    assert score(CLIP, f"<think>{long}</think>Audio 2") == 1
+    assert score(CLIP, f"{long}</think>Audio 2") == 1  # begun in the prompt
+    assert score(CLIP, f"Audio 2.<think>{long}") == 1
+    assert score(CLIP, f"<think>{long}") is score(CLIP, f"{long}</think>") is None
+    said = {"type": "transcript", "value": "go home"}
+    assert score(said, 'It says "stop".</think>She says: go home') == 1
 
 
 def test_a_transcript_is_right_word_by_word():
