@@ -23,7 +23,6 @@ import base64
 import csv
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -43,7 +42,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property, lru_cache, partial, reduce
 from html import escape
-from itertools import combinations, islice, pairwise, permutations, product
+from itertools import combinations, islice, permutations, product, repeat
 from operator import itemgetter, or_
 from pathlib import Path
 from typing import NamedTuple
@@ -297,19 +296,16 @@ def options_shuffled(row):
     choices = row["gold"].get("choices") if row["gold"]["type"] == "choice" else None
     if not choices or "messages" in row:
         return None
-    found = [list(re.finditer(rf"(?<!\w){re.escape(c)}(?!\w)", row["question"])) for c in choices]
-    spans = [matches[0].span() for matches in found if len(matches) == 1]
-    apart = all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
-    if len(spans) < len(choices) or not apart:
+    ways = "|".join(map(re.escape, sorted(choices, key=len, reverse=True)))
+    named = rf"(?<!\w)(?:{ways})(?!\w)"
+    if sorted(re.findall(named, row["question"])) != sorted(choices):
         return None
     order, dice = list(range(len(choices))), random.Random(seed_of(row))
     while order == sorted(order):
         dice.shuffle(order)
-    new, text = dict(zip(choices, (choices[i] for i in order))), row["question"]
-    for choice in sorted(choices, key=lambda c: -spans[choices.index(c)][0]):  # from the end
-        start, end = spans[choices.index(choice)]
-        text = text[:start] + new[choice] + text[end:]
     listed = [choices[i] for i in order]
+    new = dict(zip(choices, listed))
+    text = re.sub(named, lambda match: new[match[0]], row["question"])
     return {**row, "question": text, "choices": listed, "gold": {**row["gold"], "choices": listed}}
 
 
@@ -390,24 +386,21 @@ Write the mark and nothing else: 1, 2, 3, 4 or 5.""",
 
 class Judge:
     """Says the same to the same prompt, whoever asks and whenever: sample 0 is its likeliest reply,
-    each other sample one that chance drew from that seed. None: there was no whole reply."""
+    each other sample one that chance drew from that seed."""
 
     def __init__(self, name, how, journal):
         self.name, self.how, self.journal = name, how, journal
-        self.heard = {}  # (prompt, sample, most) -> reply
 
-    def say(self, prompt, sample=0, most=SHORT) -> str | None:
-        if (prompt, sample, most) not in self.heard:
-            self.fetch([prompt], sample, most)
-        return self.heard[prompt, sample, most]
-
-    def fetch(self, prompts, sample=0, most=SHORT):
-        """Ask all of these, many at once and none twice; say() has the replies then."""
-        new = [p for p in dict.fromkeys(prompts) if (p, sample, most) not in self.heard]
+    def ask_all(self, prompts, sample=0, most=SHORT) -> list[str | None]:
+        """The reply to each, many asked at once and none twice. None: there was no whole reply, or
+        no prompt."""
+        prompts, said = list(prompts), {None: None}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt is not None]
         show = progress(self.name, len(new), unit="replies", scale=1)
         for prompt, reply in self.replies(new, sample, most):
-            self.heard[prompt, sample, most] = reply
+            said[prompt] = reply
             show(1)
+        return [said[prompt] for prompt in prompts]
 
 
 class ServedJudge(Judge):
@@ -520,22 +513,22 @@ def mark_prompts(row, answer) -> list[str]:
     return [prompt.format(data=data) for prompt in PROMPTS]
 
 
-def mark(judge, row, answer) -> dict:
+def mark_all(judge, rows, said) -> list[dict | None]:
+    """The marks of each answer, None where it is missing: nobody is asked about what was not
+    said."""
+    asked = [None if answer is None else mark_prompts(row, answer)
+             for row, answer in zip(rows, said)]  # fmt: skip
+    replies = iter(judge.ask_all(prompt for pair in asked for prompt in pair or ()))
+    return [pair and marks_in([next(replies) for _ in pair]) for pair in asked]
+
+
+def marks_in(replies) -> dict:
     """What the two prompts make of an answer: each mark, their mean as it is (1 to 5) and as a
     share (0 to 1), which there is only where both could be read."""
-    replies = [judge.say(prompt) for prompt in mark_prompts(row, answer)]
     marks = [read_mark(reply) for reply in replies]
     raw = None if None in marks else sum(marks) / len(marks)
     share = None if raw is None else (raw - 1) / 4
     return {"marks": marks, "raw": raw, "share": share, "replies": replies}
-
-
-def mark_all(judge, rows, said) -> list[dict | None]:
-    """Of each answer, None where it is missing: nobody is asked about what was not said."""
-    pairs = [(row, answer) for row, answer in zip(rows, said) if answer is not None]
-    judge.fetch(prompt for row, answer in pairs for prompt in mark_prompts(row, answer))
-    pairs = zip(rows, said)
-    return [None if answer is None else mark(judge, row, answer) for row, answer in pairs]
 
 
 def mark_counts(marks) -> dict:
@@ -569,9 +562,8 @@ def read_yesno(reply) -> bool | None:
     return found[1].lower() == "yes" if found else None
 
 
-def majority_of_three(judge, prompt) -> bool | None:
-    """What two of three samples say. None: too few of them said yes or no."""
-    votes = [read_yesno(judge.say(prompt, sample)) for sample in (1, 2, 3)]
+def majority_of_three(votes) -> bool | None:
+    """What two of three say. None: too few of them said yes or no."""
     return next((verdict for verdict in (True, False) if votes.count(verdict) > 1), None)
 
 
@@ -619,6 +611,7 @@ class Official(NamedTuple):
     scores: list  # of each row, None where the rule passes it over
     figures: dict  # as published: name -> number
     notes: list[str]
+    beside: list = []  # of each row, what second models made of its answer: name -> value
 
 
 def from_json(files, data, refuse):
@@ -780,24 +773,26 @@ def mae_row(raw, number, file, clip) -> dict:
 def official_mae(rows, said, judges, data) -> Official:
     """Whatever commits to no answer is one: "No", or "Audio1". An open answer is right if the
     judge, asked three times, mostly says Yes. Averages are of accuracies, a set as a set."""
-    scores, figures, unread, prompts = [], {}, Counter(), mae_prompts(rows, said)
-    if prompts:
-        judge = second_model(judges, "say", "mae", "--llm for its open sets")[0]
-        for sample in (1, 2, 3):
-            judge.fetch(list(filter(None, prompts.values())), sample)
+    scores, figures, unread, votes = [], {}, Counter(), {}
+    asked = {i: mae_prompt(row, answer) for i, (row, answer) in enumerate(zip(rows, said))
+             if MAE[row["task"]][1] in MAE_PROMPTS}  # fmt: skip
+    if asked:
+        judge = second_model(judges, "ask_all", "mae", "--llm for its open sets")[0]
+        samples = zip(*(judge.ask_all(asked.values(), sample) for sample in (1, 2, 3)))
+        votes = {i: list(map(read_yesno, replies)) for i, replies in zip(asked, samples)}
     for i, (row, answer) in enumerate(zip(rows, said)):
         kind, value = MAE[row["task"]][1], row["gold"]["value"]
         if kind in MAE_PROMPTS:
-            yes = answer is not None and majority_of_three(judge, prompts[i])
+            yes = answer is not None and majority_of_three(votes[i])
             unread["open answers are missing, and wrong"] += answer is None
             unread[f"open answers got no verdict of {judge.name}, and are wrong"] += yes is None
             scores.append(float(yes is True))
         else:
-            word, default = ("No", "no") if kind == "yesno" else ("Audio1", {1})
+            word, kinds = ("No", ("no", "yes")) if kind == "yesno" else ("Audio1", ({1}, {2}))
             picked = None if answer is None else parse(row["gold"], answer)
-            if picked in (None, "nei"):  # "I cannot tell" is neither Yes nor No
+            if picked not in kinds:  # "I cannot tell", or both of them, is no answer
                 unread[f"answers are taken for {word}"] += 1
-                picked = default
+                picked = kinds[0]
             scores.append(float(picked == (value if kind == "yesno" else {value})))
     for name in MAE:
         mine = [(row["gold"]["value"], s) for row, s in zip(rows, scores) if row["task"] == name]
@@ -808,18 +803,14 @@ def official_mae(rows, said, judges, data) -> Official:
         if there:
             figures[side] = sum(there) / len(there)
             notes.append(f"{side} is the mean of {len(there)} of {len(sets)} sets")
-    return Official(scores, figures, notes)
+    beside = [{"votes": votes[i]} if asked.get(i) else {} for i in range(len(rows))]
+    return Official(scores, figures, notes, beside)
 
 
-def mae_prompts(rows, said) -> dict:
-    """Number of an open row -> what the judge is asked; None where there is no answer."""
-    found = {}
-    for i, (row, answer) in enumerate(zip(rows, said)):
-        prompt = MAE_PROMPTS.get(MAE[row["task"]][1])
-        if prompt:
-            text = prompt.format(*row["meta"]["labels"], answer) + MAE_ENDING
-            found[i] = None if answer is None else text
-    return found
+def mae_prompt(row, answer) -> str | None:
+    """What the judge is asked of an open row, if there is an answer."""
+    prompt = MAE_PROMPTS[MAE[row["task"]][1]] + MAE_ENDING
+    return None if answer is None else prompt.format(*row["meta"]["labels"], answer)
 
 
 def mae_figures(name, mine) -> dict:
@@ -850,7 +841,7 @@ def choice_row(raw, number, file, clip, source, audio, fields) -> dict:
 def choices_on(source, raw, task, clips, fields) -> dict:
     """What the published rule reads is kept as it stands, letters and all."""
     kept = {"gold": raw["answer"], "choices": raw["choices"]}
-    meta = {"asked": raw["question"], "published": kept, **{name: raw.get(name) for name in fields}}
+    meta = {"published": kept, **{name: raw.get(name) for name in fields}}
     said = choice_question(raw["question"], raw["choices"], raw["answer"])
     return example(source, raw["id"], task, clips, said, **meta)
 
@@ -925,7 +916,7 @@ def pro_row(raw, number, file, clip, part) -> dict | list:
 def official_pro(rows, said, judges, data, part) -> Official:
     """A closed answer is the choice whose embedding is nearest to its own, an empty answer too; an
     open one gets a mark out of 5. The mean is over rows, whatever their kind."""
-    told, scores = [answer or "" for answer in said], [None] * len(rows)
+    told, scores, beside = [answer or "" for answer in said], [None] * len(rows), [{}] * len(rows)
     raws = from_json(find_files(Path(data), "test.jsonl"), data, lambda mistake: None)
     raws = [raw for *_, raw in raws if isinstance(raw, dict) and PRO_PARTS[part][1](raw)]
     passed = sum(raw.get("category") == PRO_PASSED for raw in raws)
@@ -935,23 +926,24 @@ def official_pro(rows, said, judges, data, part) -> Official:
     closed = [i for i, row in enumerate(rows) if row["gold"]["type"] == "choice"]
     opened = [i for i, row in enumerate(rows) if row["gold"]["type"] != "choice"]
     if closed:
-        embedder = second_model(judges, "embed", part, "--embeddings for closed answers")[0]
+        embedder = second_model(judges, "picks", part, "--embeddings for closed answers")[0]
         kept = [rows[i]["meta"]["published"] for i in closed]
-        picks = nearest(embedder, [told[i] for i in closed], [each["choices"] for each in kept])
+        picks = embedder.picks([told[i] for i in closed], [each["choices"] for each in kept])
         for i, pick, each in zip(closed, picks, kept):
-            scores[i] = float(pick == each["gold"])
+            scores[i], beside[i] = float(pick == each["gold"]), {"pick": pick}
         notes.append(f"closed answers by embeddings of {embedder.name} (published: NV-Embed-v2)")
     if opened:
-        judge, unread = second_model(judges, "say", part, "--llm for open answers")[0], 0
-        prompts = [pro_prompt(rows[i], told[i]) for i in opened]
-        judge.fetch(prompts, 0, 512)
-        for i, prompt in zip(opened, prompts):
-            scores[i], whole = overall(without_thoughts(judge.say(prompt, 0, 512) or ""))
-            unread += not whole
+        judge = second_model(judges, "ask_all", part, "--llm for open answers")[0]
+        replies = judge.ask_all([pro_prompt(rows[i], told[i]) for i in opened], 0, 512)
+        marks = list(map(five_marks, replies))
+        for i, five in zip(opened, marks):
+            scores[i], beside[i] = overall(five), {"marks": five}
         notes.append(f"open answers by {judge.name} (published: Qwen2.5-7B-Instruct); its "
                      "prompt is of the published form, not in its words")  # fmt: skip
-        notes += counted(unread, "replies of the judge lack a mark, which counts as 3.0")
-    return Official(scores, breakdown(rows, scores, ("category",)), notes)
+        unread = sum(None in five for five in marks)
+        notes += counted(unread, "replies of the judge lack a mark, which counts as 3.0; one that "
+                         "is not within 1 to 5 is taken for none, published or not")  # fmt: skip
+    return Official(scores, breakdown(rows, scores, ("category",)), notes, beside)
 
 
 def pro_prompt(row, answer) -> str:
@@ -967,23 +959,44 @@ def nearest(embedder, answers, choices) -> list[str]:
     return [max(ways, key=lambda text: at[text] @ at[answer]) for answer, ways in pairs]
 
 
-def overall(reply) -> tuple[float, bool]:
-    """(overall mark / 5, whether all five are there, each from 1 to 5). What is not is 3.0; then an
-    overall of 3.0 becomes the mean of the others, of which only the whole part is read."""
+def five_marks(reply) -> list[float | None]:
+    """Those of a reply, the overall one last; None where there is none from 1 to 5."""
+    text = without_thoughts(reply or "")
     fields = ("CORRECTNESS", "RELEVANCE", "COMPLETENESS", "CLARITY", "OVERALL")
-    found = [re.search(rf"(?i){field}:\s*(\d+(?:\.\d+)?)", reply) for field in fields]
+    found = (re.search(rf"(?i){field}:\s*(\d+(?:\.\d+)?)", text) for field in fields)
     given = [float(match[1]) if match else 0.0 for match in found]
-    *marks, mark = [value if 1 <= value <= 5 else 3.0 for value in given]
-    mark = sum(map(int, marks)) / 4 if mark == 3 else mark
-    return mark / 5, all(1 <= value <= 5 for value in given)
+    return [mark if 1 <= mark <= 5 else None for mark in given]
+
+
+def overall(marks) -> float:
+    """The last of five / 5. One that is not there is 3.0; then an overall one of 3.0 becomes the
+    mean of the others, of which only the whole part is read."""
+    *others, mark = [3.0 if mark is None else mark for mark in marks]
+    return (sum(map(int, others)) / 4 if mark == 3 else mark) / 5
 
 
 class Embedder:
     """A server of text embeddings, as OpenAI's. It stands among the judges."""
 
-    def __init__(self, url, model):
+    def __init__(self, url, model, journal):
         base = url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1")
-        self.url, self.name = f"{base}/v1/embeddings", model
+        self.url, self.name, self.how = f"{base}/v1/embeddings", model, masked(url)
+        self.journal = journal
+
+    def picks(self, answers, choices) -> list[str]:
+        """The nearest choice to each answer. It is what is kept on the disk, a few at a time: the
+        embeddings of all would be gigabytes."""
+        asked = [{"model": self.name, "answer": answer, "choices": ways}
+                 for answer, ways in zip(answers, choices)]  # fmt: skip
+        new = [i for i, each in enumerate(asked) if not self.journal.recall(each)]
+        show = progress(self.name, len(new), unit="answers", scale=1)
+        for start in range(0, len(new), 32):
+            part = new[start : start + 32]
+            found = nearest(self, [answers[i] for i in part], [choices[i] for i in part])
+            for i, pick in zip(part, found):
+                self.journal.keep(asked[i], content=pick)
+                show(1)
+        return [self.journal.recall(each)["content"] for each in asked]
 
     def embed(self, texts) -> list[list[float]]:
         vectors, key = [], os.environ.get("OPENAI_API_KEY") or None
@@ -1058,8 +1071,7 @@ class Spice:
     def __init__(self, jar):
         self.jar, self.name = Path(jar), Path(jar).name
 
-    def spice(self, references, answers) -> float:
-        """The mean over answers."""
+    def spice(self, references, answers) -> list[float]:
         jar, pairs = self.jar, enumerate(zip(references, answers))
         given = [{"image_id": i, "test": a, "refs": texts} for i, (texts, a) in pairs]
         with tempfile.TemporaryDirectory() as folder:
@@ -1070,23 +1082,26 @@ class Spice:
             expect(done.returncode == 0, jar, "a program that ends well", done.stderr[-200:])
             values = [each["scores"]["All"]["f"] for each in read_json(told)]
         expect(len(values) == len(answers), jar, f"{len(answers)} scores", len(values))
-        values = [0.0 if math.isnan(value) else value for value in values]  # nothing in common
-        return sum(values) / len(values)
+        return [0.0 if math.isnan(value) else value for value in values]  # nothing in common
 
 
 def official_adiff(rows, said, judges, data) -> Official:
-    told, figures = [answer or "" for answer in said], {}
+    told, figures, beside = [answer or "" for answer in said], {}, [{}] * len(rows)
     program = next((judge for judge in judges if hasattr(judge, "spice")), None)
     for task in sorted({row["task"] for row in rows}):
         mine = [i for i, row in enumerate(rows) if row["task"] == task]
         pairs = [[rows[i]["answer"]] for i in mine], [told[i] for i in mine]
         figures[f"{task}: BLEU-4"] = bleu4(*pairs)
         if program:
-            figures[f"{task}: SPICE"] = program.spice(*pairs)
+            values = program.spice(*pairs)
+            figures[f"{task}: SPICE"] = sum(values) / len(values)
+            for i, value in zip(mine, values):
+                beside[i] = {"spice": value}
     notes = ["a figure is of a whole set, not the mean of its items; one reference an item"]
     notes += [] if program else ["no SPICE: it takes java, and --spice"]
     notes += counted(said.count(None), "missing answers are scored as empty ones")
-    return Official([bleu4([[row["answer"]]], [a]) for row, a in zip(rows, told)], figures, notes)
+    scores = [bleu4([[row["answer"]]], [answer]) for row, answer in zip(rows, told)]
+    return Official(scores, figures, notes, beside)
 
 
 # --- JASCO: what people do, which neither the sound nor the speech tells alone. What is asked, in
@@ -1226,21 +1241,21 @@ def oriented(reply) -> list[str]:
 
 def jasco_again(reply) -> str | None:
     """What is asked after a reply that names no orientation."""
+    reply = without_thoughts(reply or "")
     told = reply.split("Explanation2: ")[-1]
     return JASCO_AGAIN.format(explanation=told) if reply and not oriented(reply) else None
 
 
-def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
-    """(rating, orientation: "audio", "speech", "both" or "" for neither). As published, the last
-    line with a rating counts, a 0 anywhere in it is a 0, a reply without orientation is asked for
-    it once more, and only "both" keeps its rating. Not as published, a reply without a rating has
-    None: there, it has that of the reply before it."""
-    reply = without_thoughts(judge.say(prompt, 0, 1000) or "")
+def jasco_reply(reply, again) -> tuple[int | None, str | None]:
+    """(rating, orientation: "audio", "speech", "both" or "" for neither) of a reply, and of what
+    was said when it was asked again. As published, the last line with a rating counts, a 0 anywhere
+    in it is a 0, a reply without orientation is asked for it once more, and only "both" keeps its
+    rating. Not as published, a reply without a rating has None: there, it has that of the reply
+    before it."""
+    reply, again = without_thoughts(reply or ""), without_thoughts(again or "")
     rated = [line for line in reply.split("\n") if "Rating: " in line]
     rating = next((int(digit) for digit in "012" if rated and digit in rated[-1]), None)
-    named = oriented(reply)
-    if again := jasco_again(reply):
-        named = re.findall("|".join(ORIENTATIONS), (judge.say(again) or "").lower())
+    named = oriented(reply) or re.findall("|".join(ORIENTATIONS), again.lower())
     orientation = next((ORIENTATIONS[way] for way in ORIENTATIONS if way in named), None)
     kept = rating if orientation == "both" or rating is None else 0
     return None if orientation is None else kept, orientation
@@ -1249,17 +1264,16 @@ def jasco_reply(judge, prompt) -> tuple[int | None, str | None]:
 def official_jasco(rows, said, judges, data) -> Official:
     """Best-mean: of each clip the best of its eight ratings, from 0 to 2, the mean over clips, then
     over judges. Beside it how many answers lean on what, of those that lean on something."""
-    figures, notes, ratings, pairs = {}, [], [], zip(rows, said)
-    judges = second_model(judges, "say", "jasco", "--llm")
+    figures, notes, ratings, beside = {}, [], [], [{} for _ in rows]
+    judges, pairs = second_model(judges, "ask_all", "jasco", "--llm"), zip(rows, said)
     prompts = [answer if answer is None else jasco_prompt(row, answer) for row, answer in pairs]
     for judge in judges:
-        judge.fetch(list(filter(None, prompts)), 0, 1000)
-        said = (without_thoughts(judge.say(p, 0, 1000) or "") for p in prompts if p)
-        judge.fetch(list(filter(None, map(jasco_again, said))))
-        replies = [jasco_reply(judge, prompt) if prompt else (None, None) for prompt in prompts]
+        replies = judge.ask_all(prompts, 0, 1000)
+        replies = list(map(jasco_reply, replies, judge.ask_all(map(jasco_again, replies))))
         best, leaning = defaultdict(int), Counter(way for _, way in replies if way)
-        for row, (rating, _) in zip(rows, replies):
-            best[row["meta"]["clip"]] = max(best[row["meta"]["clip"]], rating or 0)
+        for row, reply, told in zip(rows, replies, beside):
+            best[row["meta"]["clip"]] = max(best[row["meta"]["clip"]], reply[0] or 0)
+            told[judge.name] = reply
         figures[f"{judge.name}: best-mean"] = sum(best.values()) / len(best)
         for way in ("audio", "speech", "both"):
             figures[f"{judge.name}: {way}"] = leaning[way] / max(1, leaning.total())
@@ -1271,7 +1285,8 @@ def official_jasco(rows, said, judges, data) -> Official:
     notes.append("judged at temperature 0 and without a system message (published: 1.0, by "
                  "Llama-3.1-70B, Qwen2.5-72B and Mistral-123B)")  # fmt: skip
     given = [[rating for rating in each if rating is not None] for each in zip(*ratings)]
-    return Official([sum(each) / len(each) if each else None for each in given], figures, notes)
+    scores = [sum(each) / len(each) if each else None for each in given]
+    return Official(scores, figures, notes, beside)
 
 
 # --- CompA: two clips, or three, of the same sounds, and a caption of each. A model that can say
@@ -2130,7 +2145,8 @@ def check_same(paths, first, second):
     """What has the same id in two reports, {id: item} each, has to be the same item."""
     both = first.keys() & second.keys()
     expect(both, paths[1], f"items of {paths[0]}", "none of them")
-    for id, field in itertools.product(filter(both.__contains__, first), ("gold", "task")):
+    fields = ("gold", "task", "question")
+    for id, field in product(filter(both.__contains__, first), fields):
         one, two = first[id][field], second[id][field]
         wanted = f"as in {paths[0]}, {told(one):.80}"
         expect(one == two, f"{paths[1]}: item {id}: {field}", wanted, f"{told(two):.80}")
@@ -2344,7 +2360,7 @@ def fleiss_kappa(items) -> float | None:
 def by_pairs(items) -> float | None:
     """The share of items on which two annotators agree, a mean over all pairs of annotators."""
     shares = []
-    for one, other in itertools.combinations(zip(*items), 2):
+    for one, other in combinations(zip(*items), 2):
         both = [a == b for a, b in zip(one, other) if a is not None and b is not None]
         shares += [sum(both) / len(both)] if both else []
     return sum(shares) / len(shares) if shares else None
