@@ -60,9 +60,10 @@ from prepare import (  # noqa: E402
     CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, VIEWS, BadInput, Journal, NoReply, Parser,
     Service, as_example, chance, check_fields, clean, cli, conversation, each_alone, error_rate,
     expect, find_files, fits, git_hash, hash_of, index_audio, join_shards, known, leave_at_once,
-    load_clip, masked, overlap, parse, place_clips, progress, read_json, read_rows, read_table,
-    read_values, reordered, request_json, score, shard_file, stop, terms, to_ask, view_captioned,
-    view_permute, warn, which_shard, without_thoughts, word_errors, words, write_json, written,
+    load_clip, masked, overlap, parse, place_clips, progress, read_json, read_lines, read_rows,
+    read_table, read_values, reordered, request_json, score, shard_file, stop, terms, to_ask,
+    view_captioned, view_permute, warn, which_shard, without_thoughts, word_errors, words,
+    write_json, written,
 )  # fmt: skip
 from sample import clip_orders  # noqa: E402
 
@@ -207,7 +208,7 @@ def stamp(clip, root) -> list:
         return [clip["silence"], *(stamp(part, root) for part in clip["join"])]
     try:
         file = Path(root, clip["path"] if isinstance(clip, dict) else clip).stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that is none
         return [clip, None, None]
     return [clip, file.st_size, file.st_mtime_ns]
 
@@ -586,7 +587,8 @@ class Bench(NamedTuple):
     needs: str = ""  # what that rule asks for, if its rows do: "llm", "embeddings" or "loglik"
 
     def read(self, data, refuse):
-        """The rows, their clips relative to `data`. What is no example is refused by its place."""
+        """The rows, their clips relative to `data`. What is no example is refused by its place; one
+        whose clips are not there is one all the same, or the bench would be a smaller one."""
         data, seen = Path(data), set()
         there = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
         files = find_files(data, *self.files) if there else []
@@ -599,7 +601,7 @@ class Bench(NamedTuple):
                 where += f" ({raw['id']})" if "id" in raw else ""
                 made = self.make(raw, number, file, partial(clip_at, data, file))
                 for row in made if isinstance(made, list) else [made]:
-                    row = as_example(row, where, data)
+                    row = as_example(row, where, None)
                     expect(row["id"] not in seen, "id", "one of its own", f"another {row['id']}")
                     seen.add(row["id"])
                     yield row
@@ -631,18 +633,24 @@ def audio_under(root):
     return index_audio(root)
 
 
-def clip_at(data, file, *names) -> str:
-    """The first of these names that is there, beside the file, in `data` or anywhere under it."""
+def clip_at(data, file, *names, kind="", beside=False) -> str:
+    """The first of these names that is there, beside the file, in `data` or anywhere under it: then
+    in a folder that is named after its kind, if there is one. Nothing is guessed where several
+    folders have such a file, nor looked for elsewhere where it has to lie beside."""
     names = [name.lstrip("/") for name in names]  # some are published to be glued to a folder
     for name in names:
         expect(".." not in Path(name).parts, "clip", f"a file under {data}", repr(name))
     for folder in (file.parent, data):
         for name in names:
-            if os.path.isfile(folder / name):
+            if beside or os.path.isfile(folder / name):
                 return os.path.relpath(folder / name, data)
     root = os.path.realpath(data)
-    found = audio_under(root)(*names)
-    return os.path.relpath(found, root) if found else names[0]
+    found = audio_under(root)(*names, every=True) or []
+    found = [path for path in found if kind in os.path.relpath(path.parent, root).lower()] or found
+    files = {os.path.realpath(path): path for path in found}  # a link is no other file
+    folders = {path.parent: os.path.relpath(path, root) for path in files.values()}
+    expect(len(folders) < 2, "clip", "one file of its name", " and ".join(folders.values()))
+    return os.path.relpath(found[0], root) if found else names[0]
 
 
 def example(source, id, task, clips, said, skill=None, licences=(), /, **meta) -> dict:
@@ -657,12 +665,15 @@ def with_choices(question, choices) -> str:
 
 
 def choice_question(question, choices, answer) -> dict:
-    """A question with its choices, by our letters: some come with letters of their own."""
-    expect(answer in choices, "answer", f"one of {choices!r:.80}", repr(answer))
-    own = [re.match(r"\s*[(\[]?([A-Za-z])[)\].:]\s*(?=\S)", choice) for choice in choices]
+    """A question with its choices, by our letters: some come with letters of their own, as may the
+    answer, and some come twice."""
+    letter = r"\s*[(\[]?([A-Za-z])[)\].:]\s*(?=\S)"
+    own = [re.match(letter, choice) for choice in choices]
     ours = all(match and match[1].upper() == chr(65 + i) for i, match in enumerate(own))
     bare = [text[match.end() :] for text, match in zip(choices, own)] if ours else choices
-    value = bare[choices.index(answer)]
+    bare = list(dict.fromkeys(bare))
+    value = answer if answer in bare else re.sub(f"^{letter}", "", answer)
+    expect(value in bare, "answer", f"one of {choices!r:.80}", repr(answer))
     gold = {"type": "choice", "value": value, "choices": bare}
     asked = with_choices(question, bare)
     return {"question": asked, "answer": value, "choices": bare, "gold": gold}
@@ -1223,7 +1234,7 @@ def jasco_rows(raw, number, file, clip) -> list[dict]:
     check_fields(raw, {"audio_id": str, **dict.fromkeys(JASCO_COLUMNS, str)}, {})
     name, meta, rows = raw["audio_id"], {column: raw[column] for column in JASCO_COLUMNS}, []
     keys = [[word.strip()] for word in raw["correct_answer_keyword"].split(",") if words(word)]
-    clips, licences, meta["clip"] = [clip(f"{name}.wav")], ["CC BY-NC 4.0"], name
+    clips, licences, meta["clip"] = [clip(f"{name}.wav", beside=True)], ["CC BY-NC 4.0"], name
     for k, (form, order) in enumerate(product(JASCO_ASKED, JASCO_ORDERS), 1):
         said, id = open_question(form.format(*order), raw["correct_answer"], keys), f"{name}-{k}"
         rows.append(example("jasco", id, "jasco", clips, said, None, licences, **meta))
@@ -1311,7 +1322,7 @@ def compa_row(raw, number, file, clip, name) -> dict:
     listed = [f"{i}. {caption}" for i, caption in enumerate(captions, 1)]
     said = {"question": "\n".join([COMPA_ASKED, *listed]), "answer": ", ".join(map(str, places)),
             "gold": {"type": "order", "value": places}}  # fmt: skip
-    clips = [clip(clips[i]) for i in order]
+    clips = [clip(clips[i], kind=name.removeprefix("compa-")) for i in order]
     return example("compa", id, name, clips, said, "comparison", captions=captions)
 
 
@@ -1354,32 +1365,40 @@ def official_compa(rows, said, judges, data) -> Official:
 # a model may have been trained on stands apart. For sounds no way to read an answer is published.
 
 
+def from_transcripts(files, data, refuse):
+    for file in files:
+        for number, line in enumerate(filter(str.strip, read_lines(file)), 1):
+            id, _, text = line.strip().partition(" ")
+            yield file, number, {"id": id, "transcript": text.strip()}
+
+
+def read_row(raw, number, file, clip) -> dict | list:
+    part, text = file.absolute().parent.parent.parent.name, raw["transcript"]
+    if part.startswith("train"):
+        return []
+    gold = {"type": "transcript", "value": text}
+    said = {"question": "Write down what is said.", "answer": text, "gold": gold}
+    task, licences = f"librispeech {part}", [CORPORA["librispeech"].licence]
+    clips = [clip(f"{raw['id']}.flac")]
+    return example("librispeech", raw["id"], task, clips, said, None, licences)
+
+
 def from_corpus(files, data, refuse, name):
     real = Path(os.path.realpath(data))
     clips = list(CORPORA[name].read(real, audio_under(str(real))))
-    labels = sorted({label for clip in clips for label in clip.get("labels", ())})
+    labels = sorted({label for clip in clips for label in clip["labels"]})
     for number, clip in enumerate(clips, 1):
-        path = clip["path"] and os.path.relpath(clip["path"], real)
+        path = os.path.relpath(clip["path"], real) if clip["path"] else f"{clip['id']}.wav"
         yield files[0], number, {**clip, "path": path, "choices": labels}
 
 
-def heard_row(raw, number, file, clip, name) -> dict | list:
-    path, licences = raw["path"], [raw.get("licence", CORPORA[name].licence)]
-    if name == "librispeech" and raw["split"] == "train":
-        return []
-    expect(path, "audio", "a file", "none")
-    if name == "librispeech":
-        where = Path(path).parts
-        expect(len(where) > 3, "audio", "PART/SPEAKER/CHAPTER/FILE under --data", path)
-        part, text = where[-4], raw["transcript"]
-        gold = {"type": "transcript", "value": text}
-        said = {"question": "Write down what is said.", "answer": text, "gold": gold}
-    else:
-        part, text = raw["split"], raw["labels"][0]
-        gold = {"type": "choice", "value": text, "choices": raw["choices"]}
-        asked = f"Which of these do you hear? {', '.join(raw['choices'])}"
-        said = {"question": asked, "answer": text, "choices": raw["choices"], "gold": gold}
-    return example(name, raw["id"], f"{name} {part}", [clip(path)], said, None, licences)
+def heard_row(raw, number, file, clip, name) -> dict:
+    part, text, choices = raw["split"], raw["labels"][0], raw["choices"]
+    gold = {"type": "choice", "value": text, "choices": choices}
+    asked = f"Which of these do you hear? {', '.join(choices)}"
+    said = {"question": asked, "answer": text, "choices": choices, "gold": gold}
+    licences = [raw.get("licence", CORPORA[name].licence)]
+    return example(name, raw["id"], f"{name} {part}", [clip(raw["path"])], said, None, licences)
 
 
 def official_wer(rows, said, judges, data) -> Official:
@@ -1449,15 +1468,18 @@ BENCHES = {
         )
         for kind in ("order", "attribute")
     },
+    "librispeech": Bench(
+        CORPORA["librispeech"].layout, ("[!.]*.trans.txt", "*/*/*/*/[!.]*.trans.txt"),
+        from_transcripts, read_row, official_wer,
+    ),
     **{
         name: Bench(
-            CORPORA[corpus].layout, files, partial(from_corpus, name=corpus),
-            partial(heard_row, name=corpus), official,
+            CORPORA[corpus].layout, (file,), partial(from_corpus, name=corpus),
+            partial(heard_row, name=corpus),
         )
-        for name, corpus, files, official in (
-            ("librispeech", "librispeech", ("*.trans.txt", "*/*/*/*/*.trans.txt"), official_wer),
-            ("esc-50", "esc50", ("meta/esc50.csv",), None),
-            ("urbansound8k", "urbansound8k", ("metadata/UrbanSound8K.csv",), None),
+        for name, corpus, file in (
+            ("esc-50", "esc50", "meta/esc50.csv"),
+            ("urbansound8k", "urbansound8k", "metadata/UrbanSound8K.csv"),
         )
     },
 }  # fmt: skip
@@ -2380,9 +2402,13 @@ def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
     else:
         expect(args.data, f"--bench {args.bench}", f"--data DIR: {bench.layout}", "none")
         rows, root = bench.read(args.data, bad.append), Path(args.data)
-    rows = list(rows)  # of our own bench, a clip that is not there is missing, not left out
-    bad += [f"{row['id']}: it has no gold" for row in rows if "gold" not in row]
-    rows = [row for row in rows if "gold" in row]
+    rows = list(rows)
+    for fault, fine in (
+        ("it has no gold", lambda row: "gold" in row),
+        ("no answer ends it", lambda row: conversation(row)[-1]["role"] == "assistant"),
+    ):
+        bad += [f"{row['id']}: {fault}" for row in rows if not fine(row)]
+        rows = list(filter(fine, rows))
     for mistake in bad:
         warn(f"left out: {mistake}")
     expect(rows, args.data or args.bench, "rows with a gold", "none")
