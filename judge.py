@@ -73,14 +73,14 @@ from sample import clip_orders  # noqa: E402
 # there is none to be had. An answer is on the disk before the next is asked for: a run that was
 # killed goes on where it was, and nobody is asked the same twice.
 
-NEW = 256  # tokens of an answer, at most
+NEW = 256  # tokens of an answer, at most, unless --most says so
 
 
 class Network:
     """A checkpoint or a run, on our own code."""
 
     def __init__(self, args):
-        self.net = load_net(args)
+        self.net, self.most = load_net(args), args.most
         given = {"weights": args.weights, "adapter": args.adapter}
         self.hashes = {name: weights_hash(folder) for name, folder in given.items() if folder}
         named = (f"{Path(given[name]).resolve().name} {found[:16]}"
@@ -89,30 +89,35 @@ class Network:
         self.how = f"{self.net.device}, {kernels.chosen()} kernels, {self.net.dtype}"
 
     def answers(self, items):
-        return answer_all(self.net, items, max_new_tokens=NEW)
+        return answer_all(self.net, items, max_new_tokens=self.most)
 
 
 class Written:
     """Answers in a file: an id and an answer each, by any name that other tools give it. Some write
-    theirs beside the bench's own, which is then the one named `answer`."""
+    theirs into the bench's own rows, where what is named `answer` is the right one."""
 
     NAMES = ("prediction", "pred", "model_output", "model_prediction", "answer_prediction",
              "answer")  # fmt: skip
+    OWN = {"question", "choices", "gold", "reference", "clips", "audio_id", "audio_path"}
 
-    def __init__(self, path):
-        self.how, self.said = "answers in a file", {}
-        rows = list(read_values(path, stop))
-        there = {name for _, row in rows if isinstance(row, dict) for name in row}
-        name = next((name for name in self.NAMES if name in there), "answer")
-        for number, row in rows:
+    def __init__(self, path, name=None):
+        self.how, rows = "answers in a file", {}
+        for number, row in read_values(path, stop):
             where = f"{path}: row {number}"
-            fine = isinstance(row, dict) and isinstance(row.get("id"), str)
-            expect(fine, where, "an object with an id", f"{row!r:.80}")
-            expect(row["id"] not in self.said, where, "each id once", repr(row["id"]))
+            id = row.get("id") if isinstance(row, dict) else None
+            expect(type(id) in (str, int), where, "an object with an id", f"{row!r:.80}")
+            expect(str(id) not in rows, where, "each id once", repr(id))
+            rows[str(id)] = where, row
+        there = dict.fromkeys(name for _, row in rows.values() for name in row)
+        names = [name] if name else self.NAMES[: -1 if there.keys() & self.OWN else None]
+        name = next((name for name in names if name in there), None)
+        wanted = f"answers named {', '.join(names)}, or --answer-field NAME"
+        expect(name, path, wanted, f"{', '.join(there) or 'nothing':.200}")
+        for where, row in rows.values():
             answer = row.get(name)
             fine = answer is None or isinstance(answer, str)
-            expect(fine, f"{where}: answer", "a text", f"{answer!r:.80}")
-            self.said[row["id"]] = answer
+            expect(fine, f"{where}: {name}", "a text", f"{answer!r:.80}")
+        self.said = {id: row.get(name) for id, (_, row) in rows.items()}
         self.hashes = {"answers": hash_of(self.said)}
         self.name = f"{Path(path).name} {self.hashes['answers'][:16]}"
 
@@ -124,7 +129,7 @@ class Server:
     def __init__(self, url, model, args, journal):
         self.service = Service(url, model, journal, args.per_minute, apart=True)
         self.name, self.how, self.hashes = f"{model} at {masked(url)}", "a server", {}
-        self.threads = args.concurrency
+        self.threads, self.most = args.concurrency, args.most
         leave_at_once()
 
     def answers(self, items):
@@ -138,7 +143,7 @@ class Server:
                  if m["role"] == "user" else [{"type": "text", "text": m["content"]}]}
                 for m in place_clips(messages, len(clips))]  # fmt: skip
         try:
-            return self.service.say(told, 0, NEW, 0)["content"]
+            return self.service.say(told, 0, self.most, 0)["content"]
         except NoReply as mistake:
             return mistake
 
@@ -192,8 +197,9 @@ class Asking:
     def about(self, row) -> dict:
         """All that an answer depends on; of a clip, its place and whether it has changed."""
         stamps = [stamp(clip, self.root) for clip in row["clips"]]
-        return {"model": self.who.name, "how": self.who.how, "most": NEW, "clips": stamps,
-                "messages": conversation(row)[:-1], "layout": row.get("layout")}  # fmt: skip
+        return {"model": self.who.name, "how": self.who.how, "most": self.who.most,
+                "clips": stamps, "messages": conversation(row)[:-1],
+                "layout": row.get("layout")}  # fmt: skip
 
 
 def asked_of(row) -> str:
@@ -335,6 +341,7 @@ def parts_of(answer) -> list[str]:
 # never a middle mark and never a neighbour's. Every reply is in DIR/marks.jsonl before it is looked
 # at, so the same command asks for nothing twice.
 
+URL = r"https?://[^/]"
 SHORT = 16  # tokens of a reply that is a mark
 LONG = 2048  # so many more, where a model thinks first
 PROMPTS = (
@@ -468,39 +475,50 @@ def add_judge_flags(parser):
         help="a language model that marks the answers: an OpenAI-compatible server or a folder of "
              "weights; may be given several times")
     add("--model", action="append", default=[], metavar="NAME", help="of the model at each URL")
+    add("--embeddings", metavar="URL",
+        help="a server of text embeddings, for MMAU-Pro's published rule")
+    add("--embeddings-model", metavar="NAME", default="nvidia/NV-Embed-v2",
+        help="its name there, default: the published one")
     add("--concurrency", type=int, default=8, metavar="N", help="requests at once, default: 8")
     add("--per-minute", type=int, default=0, metavar="N", help="requests, at most; default: any")
     # fmt: on
 
 
 def check_judges(args) -> list[str]:
-    """The URLs among the language models that the flags name, if all is well with them."""
-    urls = [llm for llm in args.llm if re.match(r"https?://[^/]", llm)]
+    """The URLs among the language models that the flags name, if all is well with them: nobody is
+    to answer for hours, and be judged by none."""
+    urls = [llm for llm in args.llm if re.match(URL, llm)]
     wanted = f"as many as --llm has URLs, {len(urls)}, no two alike"
     fine = len(set(args.model)) == len(args.model) == len(urls)
     expect(fine, "--model", wanted, ", ".join(args.model) or "none")
     expect(1 <= args.concurrency <= 256, "--concurrency", "1 to 256", args.concurrency)
     expect(args.per_minute >= 0, "--per-minute", "0 or more", args.per_minute)
     for llm in args.llm:
-        expect(llm in urls or Path(llm).is_dir(), "--llm", "a URL or a folder", repr(llm))
+        fine = llm in urls or Path(llm, "config.json").is_file()
+        expect(fine, "--llm", "a URL or a folder of weights", repr(llm))
+    fine = not args.embeddings or re.match(URL, args.embeddings)
+    expect(fine, "--embeddings", "a URL", repr(args.embeddings))
     return urls
 
 
-def judges_of(args) -> list[Judge]:
-    """The language models that the flags name."""
+def judges_of(args) -> list:
+    """The language models that the flags name, and who tells how near two texts are."""
     urls = check_judges(args)
-    if not args.llm:
+    if not args.llm and not args.embeddings:
         return []
     args.out.mkdir(parents=True, exist_ok=True)
     journal, names = Journal(args.out / "marks.jsonl"), iter(args.model)
     if urls:
         leave_at_once()
     pace = (args.concurrency, args.per_minute)
-    return [
+    judges = [
         ServedJudge(llm, next(names), journal, *pace) if llm in urls
         else LocalJudge(llm, args, journal)
         for llm in args.llm
     ]  # fmt: skip
+    if args.embeddings:
+        judges.append(Embedder(args.embeddings, args.embeddings_model, journal))
+    return judges
 
 
 def mark_prompts(row, answer) -> list[str]:
@@ -2426,7 +2444,7 @@ def who_answers(args, rows, journal):
     if args.weights:
         return Network(args)
     if args.answers:
-        written = Written(args.answers)
+        written = Written(args.answers, args.answer_field)
         known = any(row["id"] in written.said for row in rows)
         expect(known, f"--answers {args.answers}", f"ids like {rows[0]['id']!r}", "none of these")
         return written
@@ -2550,6 +2568,7 @@ def run_bench(args):
         first, last = (len(rows) * k // shards for k in (shard, shard + 1))
         items = asked_items(args, Asking(who, root, journal), rows[first:last], rows)
         items = gathered(items, *parts)
+    who.net = None  # a judge may need its room
     if items is None:
         print("whichever shard ends last writes the report", file=sys.stderr)
         return
@@ -2573,9 +2592,8 @@ def run_bench(args):
 
 
 def by_the_rule(args, bench, rows, items, judges) -> dict:
-    """What the published rule makes of the items: a score in each, and its own figures."""
-    if args.embeddings:
-        judges = [*judges, Embedder(args.embeddings, args.embeddings_model)]
+    """What the published rule makes of the items: a score in each, beside all that it read, and its
+    own figures."""
     if args.spice:
         judges = [*judges, Spice(args.spice)]
     said = [item["answer"] and without_thoughts(item["answer"]) for item in items]
@@ -2588,8 +2606,8 @@ def by_the_rule(args, bench, rows, items, judges) -> dict:
 
 def settings_of(args) -> dict:
     """The flags that decide what comes out."""
-    names = ("data", "mode", "items", "view", "late_fusion", "vote", "text_only", "permute",
-             "option_shuffle", "device", "dtype", "adapter")  # fmt: skip
+    names = ("data", "mode", "items", "most", "answer_field", "view", "late_fusion", "vote",
+             "text_only", "permute", "option_shuffle", "device", "dtype", "adapter")  # fmt: skip
     return {name: getattr(args, name) for name in names if getattr(args, name)}
 
 
@@ -2652,6 +2670,7 @@ def add_bench_flags(parser):
     # fmt: off
     add("--weights", metavar="DIR", help="who answers: a checkpoint or a run")
     add("--answers", metavar="FILE", help="or answers in a file, an id and an answer each")
+    add("--answer-field", metavar="NAME", help="its field that holds them, where it has another")
     add("--server", metavar="URL", help="or a server with /v1/chat/completions that hears")
     add("--server-model", metavar="NAME", help="its name there")
     add("--bench", metavar="FILE|NAME", help="bench.jsonl, or a published one: judge.py benches")
@@ -2661,10 +2680,7 @@ def add_bench_flags(parser):
     add("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
     add("--name", metavar="NAME", help="of the report, default: WEIGHTS-BENCH")
     add("--items", type=int, metavar="N", help="N of the items, the same ones whoever is asked")
-    add("--embeddings", metavar="URL",
-        help="a server of text embeddings, for MMAU-Pro's published rule")
-    add("--embeddings-model", metavar="NAME", default="nvidia/NV-Embed-v2",
-        help="its name there, default: the published one")
+    add("--most", type=int, default=NEW, metavar="N", help=f"tokens of an answer, default: {NEW}")
     add("--spice", metavar="JAR", help="SPICE's program, beside its lib, for Audio Difference's "
         "published rule; it takes java")
     add("--by-n", action="store_true", help="a line for each number of clips, too")
@@ -2693,7 +2709,7 @@ def check_flags(args):
     wanted = "one of --weights, --answers and --server"
     expect(len(given) == 1, "who answers", wanted, " and ".join(given) or "none")
     for flag, number, least in (("--items", args.items, 1), ("--vote", args.vote, 2),
-                                ("--embed", args.embed, 0)):  # fmt: skip
+                                ("--embed", args.embed, 0), ("--most", args.most, 1)):  # fmt: skip
         expect(number is None or number >= least, flag, f"{least} or more", number)
     one = [flag for flag in ("view", "late_fusion", "vote") if getattr(args, flag)]
     expect(len(one) < 2, "--view, --late-fusion, --vote", "one of them", " and ".join(one))
@@ -2703,11 +2719,16 @@ def check_flags(args):
     for name in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
         fine = not args.answers or not getattr(args, name)
         expect(fine, f"--{name.replace('_', '-')}", "somebody to ask", "answers in a file")
+    for name in ("embeddings", "spice"):
+        fine = args.mode == "official" or not getattr(args, name)
+        expect(fine, f"--{name}", "--mode official", "--mode strict")
+    fine = args.answers or not args.answer_field
+    expect(fine, "--answer-field", "--answers", "none")
     if args.spice:
         there = os.path.isfile(args.spice) and shutil.which("java")
         expect(there, "--spice", "a jar, and java", args.spice)
     if args.server:
-        fine = re.match(r"https?://[^/]", args.server)
+        fine = re.match(URL, args.server)
         expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))
         expect(args.server_model, "--server-model", "the model's name, beside --server", "none")
         fine = args.view != "no-boundary"
