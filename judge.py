@@ -1515,7 +1515,7 @@ DRAWS = 10_000
 ASIDE = {  # by type of gold, a second look at the same answers
     "order": "kendall", "count": "error", "span": "iou", "transcript": "wer", "text": "bleu-4",
 }  # fmt: skip
-MEANS = ("text-only", "permuted", "flips", "option-flips")  # where they were asked for
+MEANS = ("text-only", "permuted", "flips", "options", "option-flips")  # where they were asked for
 TASK_MEANS = (*MEANS, "official")  # over tasks a published rule has means of its own
 
 
@@ -1552,6 +1552,7 @@ def aside(gold, answer) -> dict:
 def tally(items) -> dict:
     """The report on items as judged() makes them, columns added or not: they hold all of it."""
     report = {"macro": 0.0, "weighted": 0.0, "single": {}, "tasks": {}, "skills": {}, "clips": {}}
+    known = {}  # a group of all items, by whatever name, is looked at once
     several = [item for item in items if item["skill"] != "single"]
     alone = [item for item in items if item["skill"] == "single"]
     for name, among, key in (
@@ -1562,8 +1563,10 @@ def tally(items) -> dict:
         groups = {}
         for item in among:
             groups.setdefault(key(item), []).append(item)
-        order = sorted(groups) if name == "clips" else groups
-        report[name] = {group: summary(groups[group]) for group in order}
+        for group in sorted(groups) if name == "clips" else groups:
+            mine = tuple(map(id, groups[group]))
+            known[mine] = known.get(mine) or summary(groups[group])
+            report[name][group] = known[mine]
     counted = (report["tasks"], several) if several else (report["single"], alone)
     return {**report, **averages(*counted), "items": items}
 
@@ -1667,13 +1670,15 @@ def worth(gold, told) -> float:
     return score(json.loads(gold), told) or 0.0
 
 
-def table(report, by_n=False) -> list[str]:
+def table(report, by_n=False, by_skill=False) -> list[str]:
     """The report as lines, one a task."""
     groups = {**report["tasks"], **report["single"]}
+    groups |= {f"skill {s}": found for s, found in report["skills"].items()} if by_skill else {}
     groups |= {f"{n} clips": found for n, found in report["clips"].items()} if by_n else {}
     means = [name for name in TASK_MEANS if any(name in found for found in groups.values())]
     head = ("n", "missing", "unparsed", "score", "95 %", "chance", "majority", *means)
-    lines = [f"{'':<16}" + "".join(f"{name:>13}" for name in head)]
+    width = max([16, *map(len, groups)])
+    lines = [" " * width + "".join(f"{name:>13}" for name in head)]
     for task, found in groups.items():
         counts = [str(found[name]) for name in ("n", "missing", "unparsed")]
         between = f"{found['low']:.2f} - {found['high']:.2f}"
@@ -1683,7 +1688,7 @@ def table(report, by_n=False) -> list[str]:
             read = f"{mark['both']} of {mark['answers']} read"
             beside.append(f"marks {digits(mark['raw']) or '-'} of 5 by {name}, {read}")
         cells = [*counts, digits(found["score"]), between, *shares]
-        row = f"{task:<16}" + "".join(f"{cell:>13}" for cell in cells)
+        row = f"{task:<{width}}" + "".join(f"{cell:>13}" for cell in cells)
         lines.append("   ".join([row, *beside]))
     beside = "".join(f"   {name} {report[name]:.3f}" for name in MEANS if name in report)
     between = f" ({report['low']:.3f} - {report['high']:.3f})" if "low" in report else ""
@@ -1716,7 +1721,10 @@ COLUMNS = {  # of the tables, in this order where a report has them, and what ea
     "n": "How many questions were asked.",
     "missing": "How many came back without an answer; each scores 0.",
     "unparsed": "How many answers commit to nothing that can be read; each scores 0.",
+    "permuted": "Mean score when the clips come in another order.",
     "flips": "Share of answers that say something else when the clips come in another order.",
+    "options": "Mean score when the options come in another order.",
+    "option-flips": "Share of answers that say something else then.",
     "raw": "Mean mark by a language model, from 1 to 5.",
     "share": "The same mark as a share of what can be had: (mark - 1) / 4.",
     "kendall": "Kendall's tau between the order told and the right one, from -1 to 1.",
@@ -2145,14 +2153,18 @@ def read_item(item, where) -> dict:
     about = {"answer": item["reference"], "source": "report", "licences": []}
     row, answer = as_example({**asked, **about}, where, None), item["answer"]
     expect(answer is None or isinstance(answer, str), "answer", "a text", f"{answer!r:.80}")
-    beside = {name: item[name] for name in (*TASK_MEANS, "names_index") if name in item}
-    for name, value in beside.items():
+    columns = {name: item[name] for name in (*TASK_MEANS, "names_index") if name in item}
+    for name, value in columns.items():
         expect(fits(value, float | bool | None), name, "a number", f"{value!r:.80}")
+    beside = item.get("beside") or {}
+    fine = fits(beside, dict) and fits(beside.get("votes", []), [bool | None])
+    expect(fine, "beside", "what second models said", f"{beside!r:.80}")
     marks = item.get("marks") or {}
     fine = isinstance(marks, dict)
     fine = fine and all(mark is None or fits(mark, MARKED) for mark in marks.values())
     expect(fine, "marks", "a model's name, and its marks", f"{marks!r:.80}")
-    return {**judged(row, answer), **beside, **({"marks": marks} if marks else {})}
+    kept = {name: value for name, value in (("beside", beside), ("marks", marks)) if value}
+    return {**judged(row, answer), **columns, **kept}
 
 
 def difference(a, b, draws, n) -> dict:
@@ -2198,11 +2210,12 @@ def run_compare(args):
     check_same(args.reports, *items)
     found = compared(*reports)
     heads = (("n", 7), ("A", 9), ("B", 9), ("B - A", 9), ("95 %", 20), ("B better", 10))
-    print(f"{'':<16}" + "".join(f"{name:>{width}}" for name, width in heads))
+    wide = max([16, *map(len, found)])
+    print(" " * wide + "".join(f"{name:>{width}}" for name, width in heads))
     for task, row in found.items():
         span = f"{row['low']:+.3f} .. {row['high']:+.3f}"
         cells = f"{row['n']:>7}{row['A']:>9.3f}{row['B']:>9.3f}{row['B - A']:>+9.3f}{span:>20}"
-        print(clean(f"{task:<16}{cells}{row['B better']:>10.3f}"))
+        print(clean(f"{task:<{wide}}{cells}{row['B better']:>10.3f}"))
     alone = [len(mine.keys() - theirs.keys()) for mine, theirs in (items, reversed(items))]
     for letter, path, count in zip("AB", args.reports, alone):
         print(clean(f"{letter}: {path}; items that are in it alone: {count}"))
@@ -2261,12 +2274,12 @@ def run_agree(args):
 
 
 def verdicts(item) -> dict:
-    """What each judge made of an item, by its name; `official` is a model's yes (1) or no (0) to
-    an open answer: what a rule says of a closed one needs nobody's agreement."""
+    """What each judge made of an item, by its name; `official` is the yes (1) or no (0) of MAE's to
+    an open answer: no other rule asks anybody for one."""
     found = {name: mark["raw"] for name, mark in (item.get("marks") or {}).items() if mark}
-    judged = item.get("official") in (0, 1) and item["gold"]["type"] == "text"
-    found |= {"official": item["official"]} if judged else {}
-    return {name: value for name, value in found.items() if value is not None}
+    votes = (item.get("beside") or {}).get("votes")
+    found |= {"official": majority_of_three(votes)} if votes else {}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def sheet_cell(text) -> str:
@@ -2524,13 +2537,11 @@ def compare_changed(rows, items, name, asked, literal):
     """Into each item: how the changed row scores, and whether its answer is another."""
     column = {"permuted": "flips", "options": "option-flips"}[name]
     for item in items:
-        item[column] = None
-        if name == "permuted":
-            item["permuted"] = item["names_index"] = None
+        item |= {name: None, column: None} | ({"names_index": None} if name == "permuted" else {})
     for (i, moved), answer in asked:
+        items[i][name] = answer and score(moved["gold"], answer) or 0.0
         items[i][column] = flips(rows[i], items[i]["answer"], moved, answer, literal)
         if name == "permuted":
-            items[i]["permuted"] = answer and score(moved["gold"], answer) or 0.0
             items[i]["names_index"] = names_index(rows[i])
 
 
@@ -2587,7 +2598,8 @@ def run_bench(args):
     report = {**about, **tally(items)}
     write_json(args.out / f"{name}.json", report)
     write_page(args.out / f"{name}.html", [report], args.embed)
-    for line in (*table(report, args.by_n), *official_lines(report), *permuted_lines(items)):
+    lines = table(report, args.by_n, args.by_skill) + counted(refused, "rows refused")
+    for line in (*lines, *official_lines(report), *moved_lines(items)):
         print(clean(line))
 
 
@@ -2599,8 +2611,8 @@ def by_the_rule(args, bench, rows, items, judges) -> dict:
     said = [item["answer"] and without_thoughts(item["answer"]) for item in items]
     said = [item["loglik"] for item in items] if bench.needs == "loglik" else said
     found = bench.official(rows, said, judges, Path(args.data))
-    for item, value in zip(items, found.scores):
-        item["official"] = value
+    for item, row, value, beside in zip(items, rows, found.scores, found.beside or repeat({})):
+        item |= {"official": value, "meta": row["meta"]} | ({"beside": beside} if beside else {})
     return {"figures": found.figures, "notes": found.notes}
 
 
@@ -2652,11 +2664,15 @@ def official_lines(report) -> list[str]:
     ]
 
 
-def permuted_lines(items) -> list[str]:
-    """How many of the reordered items hang on the order, so that `literal` is unfair to them."""
+def moved_lines(items) -> list[str]:
+    """How many of the reordered items hang on the order, so that `literal` is unfair to them; and
+    how many have options that could be shuffled."""
     moved = [item for item in items if item.get("names_index") is not None]
     named = sum(item["names_index"] for item in moved)
-    return [f"{named} of {len(moved)} reordered items name an index"] if moved else []
+    lines = [f"{named} of {len(moved)} reordered items name an index"] if moved else []
+    shuffled = sum(item.get("options") is not None for item in items)
+    asked = any("options" in item for item in items)
+    return lines + [f"{shuffled} of {len(items)} items had their options shuffled"] * asked
 
 
 def run_benches(args):
@@ -2684,6 +2700,7 @@ def add_bench_flags(parser):
     add("--spice", metavar="JAR", help="SPICE's program, beside its lib, for Audio Difference's "
         "published rule; it takes java")
     add("--by-n", action="store_true", help="a line for each number of clips, too")
+    add("--by-skill", action="store_true", help="a line for each skill, too")
     add("--view", choices=(*ONE_ROW_VIEWS, "shuffle-audio"),
         help="another form of every item, see prepare.py")
     add("--text-only", action="store_true", help="ask without the clips, too")

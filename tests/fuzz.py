@@ -726,7 +726,7 @@ def make_reply(dice) -> dict:
 def read_reply(given, home):
     assert judge.read_mark(given["said"]) in (None, 1, 2, 3, 4, 5)
     assert judge.read_yesno(given["said"]) in (None, True, False)
-    judge.overall(given["said"])
+    judge.overall(judge.five_marks(given["said"]))
     shape = {"claim": str, "label": {"Yes", "No"}, "clips": [{"support": bool, "text": str}]}
     found = synth.find_object(given["text"], shape)
     assert found is None or prepare.fits(found, shape)
@@ -770,7 +770,7 @@ def make_journal(dice) -> bytes:
 class Mute:
     """Somebody to ask who says nothing."""
 
-    name, how = "m", "h"
+    name, how, most = "m", "h", judge.NEW
 
     def answers(self, items):
         return iter(())

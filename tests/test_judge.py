@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,9 @@ from tests.checkpoints import make_speaking
 from tests.conftest import ROOT
 
 import judge
+import prepare
 from model import find_device
+from prepare import score
 
 
 def row(i, task="odd", skill="comparison", kind="clip", value=1, answer="audio 1", **more):
@@ -83,6 +87,42 @@ def test_the_best_constant_may_be_a_letter():
 def test_the_table_has_a_line_for_each_task():
     lines = judge.table(tallied(ROWS, OWN))
     assert [line.split()[0] for line in lines[1:]] == ["odd", "factual", "tag", "macro"]
+    long = "sound_music_speech (several)"
+    lines = judge.table(tallied([*ROWS, row(9, long)], [*OWN, "audio 1"]))
+    assert len({len(line) for line in lines[:-1]}) == 1 and lines[3].startswith(f"{long} ")
+
+
+def test_what_is_the_same_is_computed_once(monkeypatch):
+    """The facts of a gold, whatever is held against it; a group that is all of them."""
+    texts = [f"a {'red' if i % 2 else 'blue'} dog number {i}" for i in range(60)]
+    golds = [{"text": text, "slots": [["dog"], [text]]} for text in texts]
+    rows = [row(i, "tell", "captioning", "text", golds[i], texts[i]) for i in range(60)]
+    items = [judge.judged(each, "a dog") for each in rows]
+    constants = Counter(texts).most_common(judge.CONSTANTS)
+    scores = [sum(score(each["gold"], told) for each in rows) for told, _ in constants]
+    seen, summary = [], judge.summary
+    monkeypatch.setattr(judge, "summary", lambda items: seen.append(len(items)) or summary(items))
+    prepare.facts_of.cache_clear()
+    judge.worth.cache_clear()
+    report = judge.tally(items)
+    assert prepare.facts_of.cache_info().misses == 60 and seen == [60]
+    assert report["tasks"]["tell"] == report["skills"]["captioning"] == report["clips"]["2"]
+    assert report["tasks"]["tell"]["majority"] == pytest.approx(max(scores) / 60)
+
+
+def test_thoughts_are_in_no_score_of_an_answer():
+    text = row(0, "tell", kind="text", value={"text": "a dog in the rain", "slots": [["dog"]]})
+    said = row(1, "write", kind="transcript", value="go home")
+    told = ["a cat, a bell</think>a dog in the rain", "<think>a</think>go home"]
+    found = tallied([text, said], told)["tasks"]
+    assert found["tell"]["bleu-4"] == 1 and found["write"]["wer"] == 0
+    moved = {**text, "order": [2, 1]}
+    assert judge.flips(text, "<think>a cat</think>a dog", moved, "a dog") is False
+
+
+@pytest.mark.parametrize("value", ["go home", "She said: go home"])
+def test_a_word_error_rate_is_of_the_reading_that_is_scored(value):
+    assert judge.aside({"type": "transcript", "value": value}, "She said: go home") == {"wer": 0}
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +326,7 @@ def test_second_looks():
 class Says:
     """One who answers by a rule, and remembers what was asked."""
 
-    name, how = "says", "a test"
+    name, how, most = "says", "a test", judge.NEW
 
     def __init__(self, rule):
         self.rule, self.heard = rule, []
@@ -387,7 +427,7 @@ def test_a_marker_that_the_model_once_said_is_text():
     seen = []
     server = object.__new__(judge.Server)
     say = lambda told, *_: seen.append(told) or {"finish": "stop", "content": "x"}
-    server.service = SimpleNamespace(say=say)
+    server.service, server.most = SimpleNamespace(say=say), judge.NEW
     turns = [{"role": "user", "content": "<sound-1> What is it?"},
              {"role": "assistant", "content": "I mean <sound-9>."},
              {"role": "user", "content": "Say it again."}]  # fmt: skip
@@ -414,13 +454,26 @@ def test_a_bench_names_no_clip_outside_its_folder(tmp_path):
         judge.clip_at(data, data / "rows.json", "../secret.wav")
 
 
+def test_of_two_files_of_a_name_none_is_taken(tmp_path):
+    for name in ("one/a.wav", "two/a.wav", "two/b.wav", "two/b.flac", "c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("two")
+    at = partial(judge.clip_at, tmp_path, tmp_path / "one" / "rows.csv")
+    assert at("a.wav") == "one/a.wav"  # beside the rows
+    assert at("b.wav") in ("link/b.flac", "two/b.flac")  # one folder, by two names
+    assert at("d.wav", "c.wav") == "c.wav" and at("d.wav") == "d.wav"
+    far = partial(judge.clip_at, tmp_path, tmp_path / "rows.csv")
+    with pytest.raises(judge.BadInput, match="one file of its name, found .*/a.wav and .*/a.wav"):
+        far("a.wav")
+    assert far("a.wav", kind="one") == "one/a.wav"
+    assert far("a.wav", beside=True) == "a.wav"  # which is not there
+
+
 def test_odd_rows_of_a_bench_are_refused():
     asked = {"audio1": "a", "audio2": "b", "question": "q", "labels": 5}
     with pytest.raises(judge.BadInput, match="labels, reference"):
         judge.mae_row(asked, 1, Path(f"{next(iter(judge.MAE))}.json"), None)
-    heard = {"path": "a/b/c.flac", "split": "test", "transcript": "x"}
-    with pytest.raises(judge.BadInput, match="PART/SPEAKER/CHAPTER/FILE"):
-        judge.heard_row(heard, 1, None, None, "librispeech")
 
 
 def test_each_process_has_its_gpu(monkeypatch):
@@ -443,11 +496,11 @@ def test_shuffled_options_are_the_same_question():
     asked = "What is heard?\n(A) dog\n(B) dog bark\n(C) cat"
     gold = {"type": "choice", "value": "cat", "choices": choices}
     one = {**row(0, kind="choice", value="cat", answer="cat"), "gold": gold, "choices": choices}
-    assert judge.options_shuffled({**one, "question": asked}) is None, "dog is named twice"
-    choices[1] = "barking"
-    moved = judge.options_shuffled({**one, "question": asked.replace("dog bark", "barking")})
+    twice = {**one, "question": f"Is it a dog? {asked}"}
+    assert judge.options_shuffled(twice) is None, "dog is named twice"
+    moved = judge.options_shuffled({**one, "question": asked})
     lines = moved["question"].splitlines()
-    assert [line[4:] for line in lines[1:]] == moved["choices"] != choices
+    assert [line[4:] for line in lines[1:]] == moved["choices"] != choices, "one may hold another"
     assert sorted(moved["choices"]) == sorted(choices)
     assert [line[:4] for line in lines[1:]] == ["(A) ", "(B) ", "(C) "]
     letter = "ABC"[moved["choices"].index("cat")]
@@ -491,6 +544,24 @@ def test_predictions_beside_the_golds_of_a_bench(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(rows))
         assert judge.Written(path).said == {"a": "cat", "b": None}
+
+
+def test_the_benchs_own_answers_are_nobodys(tmp_path):
+    """Beside the bench's own fields, `answer` is the gold, whatever else a tool has called its."""
+    rows = [{"id": 7, "question": "What?", "choices": ["dog", "cat"], "answer": "dog"}]
+    rows[0]["response"] = "cat"
+    path = tmp_path / "told.json"
+    path.write_text(json.dumps(rows))
+    found = "found id, question, choices, answer, response"
+    with pytest.raises(judge.BadInput, match=f"answer_prediction, or --answer-field NAME, {found}"):
+        judge.Written(path)
+    assert judge.Written(path, "response").said == {"7": "cat"}, "an id may be a number"
+    assert judge.Written(path, "answer").said == {"7": "dog"}
+    with pytest.raises(judge.BadInput, match="answers named reply"):
+        judge.Written(path, "reply")
+    path.write_text(json.dumps([*rows, {"id": "7", "response": "dog"}]))
+    with pytest.raises(judge.BadInput, match="row 2: expected each id once"):
+        judge.Written(path, "response")
 
 
 NO_ANSWERS = ['{"id": "r0", "answer": 3}', '{"answer": "audio 1"}', '["r0"]',

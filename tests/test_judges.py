@@ -396,7 +396,8 @@ from argparse import Namespace
 from pathlib import Path
 import judge
 folder, url = sys.argv[1:]
-args = Namespace(llm=[url], model=["m"], concurrency=8, per_minute=0, out=Path(folder))
+args = Namespace(
+    llm=[url], model=["m"], embeddings=None, concurrency=8, per_minute=0, out=Path(folder))
 rows = [{"question": "Which one?", "answer": "audio 1"}] * 30
 judge.mark_all(judge.judges_of(args)[0], rows, [f"answer {i}" for i in range(30)])
 """
@@ -453,7 +454,9 @@ def test_majority_of_three(server, tmp_path):
     with serving(YesNo, None) as other:
         (found,) = judge.judges_of(flags(tmp_path, "--llm", other.url, "--model", "m"))
         for _ in range(2):
-            assert {case: judge.majority_of_three(found, case) for case in cases} == cases
+            samples = zip(*(found.ask_all(cases, sample) for sample in (1, 2, 3)))
+            votes = [list(map(read_yesno, said)) for said in samples]
+            assert list(map(judge.majority_of_three, votes)) == list(cases.values())
         assert len(other.asked) == 18 and {body["seed"] for body in other.asked} == {1, 2, 3}
 
 
@@ -465,10 +468,11 @@ def test_majority_of_three(server, tmp_path):
         (["--llm", "http://x", "--llm", "http://y", "--model", "a", "--model", "a"], "no two ali"),
         (["--llm", "http://x", "--model", "a", "--model", "a"], "--model: expected as many"),
         (["--model", "a"], "--model: expected as many as --llm has URLs, 0"),
-        (["--llm", "nowhere"], "--llm: expected a URL or a folder, found 'nowhere'"),
+        (["--llm", "nowhere"], "--llm: expected a URL or a folder of weights, found 'nowhere'"),
         (["--llm", "http://x", "--model", "a", "--concurrency", "0"], "--concurrency"),
         (["--llm", "http://x", "--model", "a", "--per-minute", "-1"], "--per-minute"),
-        (["--llm", "tests"], "tests: expected a folder of weights"),
+        (["--llm", "tests"], "--llm: expected a URL or a folder of weights, found 'tests'"),
+        (["--embeddings", "localhost:8000"], "--embeddings: expected a URL, found 'localhost"),
     ],
 )
 def test_flags_that_make_no_sense(words, told, tmp_path, monkeypatch):
@@ -538,31 +542,34 @@ def test_a_checkpoint_says_what_transformers_says(checkpoint, tmp_path):
     """Prompts of different lengths share a batch."""
     found = local(checkpoint, tmp_path)
     prompts = ["Reply with one digit.", *judge.mark_prompts(row(1), "audio 2"), "5?"]
-    found.fetch(prompts, most=12)
-    said = [found.say(prompt, most=12) for prompt in prompts]
-    assert said == [theirs(checkpoint, prompt, 12) for prompt in prompts]
+    *said, none = found.ask_all([*prompts, None], most=12)
+    assert none is None and said == [theirs(checkpoint, prompt, 12) for prompt in prompts]
     assert len(set(said)) > 1 and all(said)
+
+
+def said_by(found, prompt, sample):
+    return found.ask_all([prompt], sample, 12)[0]
 
 
 def test_what_a_checkpoint_said_is_not_asked_again(checkpoint, tmp_path, monkeypatch):
     rows, said = [row(i) for i in range(3)], ["audio 1", None, "audio 2"]
     found = local(checkpoint, tmp_path)
     marks = judge.mark_all(found, rows, said)
-    drawn = [found.say("5?", sample, 12) for sample in (1, 2, 1)]
+    drawn = [said_by(found, "5?", sample) for sample in (1, 2, 1)]
     found.journal.close()
     assert judge.mark_counts(marks) == {"answers": 2, "read": [0, 0], "both": 0}  # gibberish
     assert marks[1] is None and marks[0]["replies"] != marks[2]["replies"]
     assert drawn[0] == drawn[2] != drawn[1]
 
     alone = local(checkpoint, tmp_path / "alone")  # a sample depends on its seed, not on others
-    assert [alone.say("5?", sample, 12) for sample in (2, 1)] == drawn[1::-1]
+    assert [said_by(alone, "5?", sample) for sample in (2, 1)] == drawn[1::-1]
     monkeypatch.setattr(judge, "load_net", None)
     again = local(checkpoint, tmp_path)
     assert again.name == found.name == f"a-judge {found.name.split()[1]}"
     assert judge.mark_all(again, rows, said) == marks
-    assert [again.say("5?", sample, 12) for sample in (1, 2, 1)] == drawn
+    assert [said_by(again, "5?", sample) for sample in (1, 2, 1)] == drawn
     with pytest.raises(TypeError):
-        again.say("6?")
+        again.ask_all(["6?"])
 
 
 def test_other_weights_are_another_judge(checkpoint, tmp_path):
@@ -579,7 +586,7 @@ def test_other_weights_are_another_judge(checkpoint, tmp_path):
 
 def test_a_prompt_that_is_too_long_is_missing(checkpoint, tmp_path, capfd):
     found = local(checkpoint, tmp_path)
-    assert found.say("7 " * 40_000) is None
+    assert found.ask_all(["7 " * 40_000]) == [None]
     assert "32768" in capfd.readouterr().err
 
 
@@ -592,7 +599,8 @@ def report_of(values, official=False):
     items, about = [], {"task": "t", "skill": "s", "clips": ["a.wav"], "meta": {}}
     for i, value in enumerate(values):
         known = {"marks": [value, value], "raw": value, "share": None, "replies": []}
-        made = {"official": value} if official else {"marks": {"m": known}}
+        made = {"official": value, "beside": {"votes": [bool(value)] * 3}}
+        made = made if official else {"marks": {"m": known}}
         items.append({**judge.judged({**row(i), **about}, f"answer {i}"), **made})
     return items
 
@@ -819,10 +827,13 @@ def test_a_report_that_is_none(tmp_path):
             judge.run_agree(args)
 
 
-def test_what_a_rule_says_of_a_closed_answer_is_no_verdict(tmp_path):
-    closed = {**row(0), "gold": {"type": "yesno", "value": "yes"}}
-    assert judge.verdicts({**closed, "official": 1.0}) == {}
-    assert judge.verdicts({**row(0), "official": 1.0}) == {"official": 1.0}
+def test_what_no_judge_said_yes_or_no_to_has_no_verdict():
+    """A rating of JASCO's or a BLEU may be 1, too, and MAE's judge may have said neither."""
+    assert judge.verdicts({**row(0), "official": 1.0}) == {}
+    assert judge.verdicts({**row(0), "official": 1.0, "beside": {"m": [1, "both"]}}) == {}
+    for votes, verdict in (([True, None, True], {"official": 1.0}), ([True, False, None], {}),
+                           ([False, True, False], {"official": 0.0})):  # fmt: skip
+        assert judge.verdicts({**row(0), "official": 0.0, "beside": {"votes": votes}}) == verdict
 
 
 def test_official_scores_are_sampled_where_nothing_is_marked(tmp_path, capsys):

@@ -3,6 +3,7 @@ checkpoint or a real server; runs are killed, split and repeated, and every repo
 again from its own items."""
 
 import csv
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from base64 import b64decode
 from collections import Counter
 from io import BytesIO
@@ -23,7 +25,9 @@ import pytest
 import soundfile
 from tests.checkpoints import edit_json, make, make_speaking
 from tests.conftest import ROOT
-from tests.test_benches import compa, mae, mmau  # noqa: F401
+from tests.test_benches import (  # noqa: F401
+    Letters, adiff, compa, esc, jasco, jasco_reply, libri, mae, mmar, mmau, pro, urban,
+)  # fmt: skip
 from tests.test_judges import Marker
 from tests.test_writer import KEY, Model, refusal, reply_of, reply_of_null, serving
 
@@ -350,10 +354,22 @@ def test_the_same_question_on_the_same_clips_is_asked_once(run, server, bench, t
 
 def test_what_has_no_gold_is_left_out_and_counted(run, server, bench):
     bare = {name: value for name, value in ROWS[11].items() if name != "gold"}
-    rows = write_lines(bench / "bare.jsonl", [ROWS[1], bare, {"id": "r9"}])
+    asks_on = {**ROWS[11], "id": "r12", "messages": ROWS[11]["messages"][:-1]}
+    rows = write_lines(bench / "bare.jsonl", [ROWS[1], bare, {"id": "r9"}, asks_on])
     found = run(*asks(server), bench=rows)
-    assert done(found)["refused"] == 2 and len(found.report["items"]) == 1
+    assert done(found)["refused"] == 3 and len(found.report["items"]) == 1
     assert "left out: r11: it has no gold" in found.err
+    assert "left out: r12: no answer ends it" in found.err, "else its last question is not asked"
+    assert found.out.endswith("\n3 rows refused\n")
+
+
+def test_so_many_tokens(run, server):
+    """Who needs more than usual gets them, and is asked anew."""
+    done(run(*asks(server)))
+    report = done(run(*asks(server), "--most", 1000))
+    rooms = Counter(body["max_tokens"] for body in server.asked)
+    assert rooms == {judge.NEW: len(ROWS), 1000: len(ROWS)}
+    assert report["settings"]["most"] == 1000
 
 
 def test_a_clip_that_is_gone_is_missing(run, server, bench):
@@ -487,7 +503,7 @@ def test_the_report_says_how_it_was_made(unbroken, bench):
     assert unbroken["hashes"]["weights"] == judge.weights_hash(bench / "weights")
     assert unbroken["who"] == f"weights {unbroken['hashes']['weights'][:16]}"
     assert unbroken["settings"] == {
-        "mode": "strict", "text_only": True, "permute": "remapped", "dtype": "f32",
+        "mode": "strict", "most": 6, "text_only": True, "permute": "remapped", "dtype": "f32",
     }  # fmt: skip
     assert "cpu" in unbroken["how"] or "cuda" in unbroken["how"]
     assert (
@@ -593,6 +609,7 @@ FLAGS = {
     "options": ["--option-shuffle"],
     "items": ["--items", "5"],
     "by n": ["--by-n"],
+    "by skill": ["--by-skill"],
     "embed": ["--embed", "2"],
     "fused and permuted": ["--late-fusion", "--permute", "--option-shuffle"],
     "vote and text-only": ["--vote", "2", "--text-only", "--permute"],
@@ -606,18 +623,22 @@ def test_a_checkpoint_with(name, run, short, bench):
     report, words = done(found), FLAGS[name]
     assert len(report["items"]) == (5 if name == "items" else len(ROWS))
     assert all(item["answer"] is not None for item in report["items"]), found.err
-    assert found.out.splitlines()[-1].startswith("macro") or "name an index" in found.out
+    last = found.out.splitlines()[-1]
+    assert re.match("macro|.* items name an index$|.* had their options shuffled$", last)
     flags = {"--view": "view", "--late-fusion": "late_fusion", "--vote": "vote", "--items": "items",
              "--permute": "permute", "--option-shuffle": "option_shuffle"}  # fmt: skip
     for flag, setting in flags.items():
         assert (flag in words) == (setting in report["settings"])
     assert ("3 clips" in found.out) == (name == "by n")
+    assert ("skill reasoning" in found.out) == (name == "by skill")
     if "--permute" in words:
         assert all(type(item["flips"]) is bool for item in report["items"][:9])
         assert report["items"][9]["flips"] is None
         assert re.search(r"\d+ of 10 reordered items name an index", found.out)
     if "--option-shuffle" in words:
         assert [i["id"] for i in report["items"] if i["option-flips"] is not None] == ["r7"]
+        assert [i["id"] for i in report["items"] if i["options"] is not None] == ["r7"]
+        assert "1 of 12 items had their options shuffled" in found.out
 
 
 @pytest.mark.parametrize(
@@ -692,6 +713,21 @@ def test_marks_of_a_checkpoint(run, mine, tmp_path):
         assert task["marks"][name].items() >= found.items()
 
 
+def test_no_network_lies_beside_another(run, short, bench, tmp_path, monkeypatch):
+    """A judge's is loaded when the answers are there, and who gave them is gone then."""
+    load, nets = judge.load_net, []
+
+    def loading(args):
+        gc.collect()
+        assert not any(net() for net in nets)
+        nets.append(weakref.ref(made := load(args)))
+        return made
+
+    monkeypatch.setattr(judge, "load_net", loading)
+    done(run("--weights", bench / "weights", "--items", "2", "--llm", bench / "weights"))
+    assert len(nets) == 2
+
+
 def test_sheets_for_people(run, marks, mine, tmp_path):
     report = done(run("--answers", mine, "--llm", marks.url, "--model", "m"))
     sheet, file = tmp_path / "sheet.csv", tmp_path / "reports" / "x.json"
@@ -739,10 +775,13 @@ def test_a_published_bench_by_its_rule(run, short, bench, mmau):  # noqa: F811
     kept = {row["id"]: row for row in judge.BENCHES["mmau"].read(mmau, lambda bad: None)}
     scores = [item["official"] for item in report["items"]]
     for item in report["items"]:
-        rule = kept[item["id"]]["meta"]["published"]
-        assert item["official"] == judge.token_match(item["answer"], **rule)
+        rule, told = item["meta"]["published"], item["answer"]
+        assert rule == kept[item["id"]]["meta"]["published"]
+        assert (told is None) == (item["id"] == "q5"), "whose clip is not there"
+        assert item["official"] == (None if told is None else judge.token_match(told, **rule))
+    scores = [score for score in scores if score is not None]
     assert report["official"]["figures"]["total"] == sum(scores) / len(scores)
-    assert report["refused"] == 3 and report["settings"]["data"] == str(mmau)
+    assert report["refused"] == 2 and report["settings"]["data"] == str(mmau)
     answers = [{"id": id, "model_output": row["answer"]} for id, row in list(kept.items())[:2]]
     told = write_lines(mmau / "told.jsonl", answers)
     report = done(run("--answers", told, *flags, bench="mmau", name="y"))
@@ -773,8 +812,86 @@ def test_a_rule_that_asks_a_judge_asks_it_of_all_at_once(run, mae, tmp_path):  #
     assert max(most) == 2
     scores = {item["id"]: item["official"] for item in report["items"]}
     assert (scores["esc50-story-1"], scores["urbansound-story-1"]) == (1, 0)
-    assert report["official"]["figures"]["esc50-story: accuracy"] == 1
+    assert report["official"]["figures"]["esc50-story: accuracy"] == 1 / 2  # of two, one is missing
     assert "marks" not in report["items"][0] and list(report["judges"]) == ["m"]
+    items = {item["id"]: item for item in report["items"]}
+    assert items["esc50-story-1"]["beside"] == {"votes": [True, True, False]}
+    assert items["esc50-story-1"]["meta"] == {"labels": ["dog", "rain"]}
+    assert "beside" not in items["esc50-story-3"]
+    sheet = ["agree", "--make", 9, "--out", tmp_path / "sheet.csv", "--report"]
+    found = run(*sheet, tmp_path / "reports" / "x.json", bench=None)
+    assert "2 of 2 judged items" in found.out
+
+
+def test_figures_of_a_rule_follow_from_its_report(run, jasco, pro, tmp_path):  # noqa: F811
+    """What second models said stands beside each item, so nobody has to be asked again."""
+
+    class Says(Model):
+        def said(self, body):
+            if "input" in body:
+                made = enumerate(Letters().embed(body["input"]))
+                made = [{"index": i, "embedding": vector} for i, vector in made]
+                return 200, {}, json.dumps({"data": made}).encode()
+            prompt = body["messages"][0]["content"]
+            if "CORRECTNESS" in prompt:
+                return "CORRECTNESS: 3\nRELEVANCE: 4\nCOMPLETENESS: 2\nCLARITY: 5"
+            n = int(re.search(r"answer (\d+)", prompt)[1])
+            return jasco_reply(n % 3, "Both" if n % 2 else "Neither")
+
+    ids = [f"{clip}-{k}" for clip in "12" for k in range(1, 9)]
+    told = [{"id": id, "answer": f"answer {n}"} for n, id in enumerate(ids)]
+    told += [{"id": id, "answer": answer} for id, answer in (("one", "cats"), ("open", "a dog"))]
+    answers = write_lines(tmp_path / "told.jsonl", told)
+    with serving(Says, None) as other:
+        flags = ["--answers", answers, "--llm", other.url, "--model", "m", "--mode", "official"]
+        report = done(run(*flags, "--data", jasco, bench="jasco"))
+        flags += ["--embeddings", f"{other.url}/v1"]
+        both = done(run(*flags, "--data", pro, bench="mmau-pro", name="y"))
+        asked = len(other.asked)
+        assert done(run(*flags, "--data", pro, bench="mmau-pro", name="y")) == both
+        assert len(other.asked) == asked and list(both["judges"]) == ["m", "nvidia/NV-Embed-v2"]
+    best = Counter()
+    for item in report["items"]:
+        clip = item["meta"]["clip"]
+        best[clip] = max(best[clip], item["beside"]["m"][0] or 0)
+    assert report["official"]["figures"]["best-mean"] == best.total() / 3 > 0
+    for item in both["items"]:
+        held, kept = item["beside"], item["meta"].get("published")
+        right = float(held["pick"] == kept["gold"]) if kept else judge.overall(held["marks"])
+        assert item["official"] == right
+    assert {item["official"] for item in both["items"]} == {0, 1, 0.7}
+
+
+MINIATURES = {
+    "mae": "mae", "mmau": "mmau", "mmau-pro": "pro", "mmau-pro-multi": "pro",
+    "mmau-pro-several": "pro", "mmar": "mmar", "adiff": "adiff", "jasco": "jasco",
+    "compa-order": "compa", "compa-attribute": "compa", "librispeech": "libri", "esc-50": "esc",
+    "urbansound8k": "urban",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", judge.BENCHES)
+def test_a_published_bench_from_its_files_to_a_report(name, run, server, request, tmp_path):
+    """Asked of a server, where a row without its clip is missing; then by answers in a file, for
+    which no clip has to be there."""
+    data = request.getfixturevalue(MINIATURES[name])
+    rows = list(judge.BENCHES[name].read(data, lambda bad: None))
+    report = done(run(*asks(server), "--data", data, bench=name))
+    assert [item["id"] for item in report["items"]] == [row["id"] for row in rows]
+    for item in report["items"]:
+        there = all((data / clip).is_file() for clip in item["clips"])
+        assert there == (item["answer"] is not None), item["id"]
+    for sound in [*data.rglob("*.wav"), *data.rglob("*.flac")]:
+        sound.unlink()
+    judge.audio_under.cache_clear()
+    told = [{"id": row["id"], "prediction": row["answer"]} for row in rows]
+    told = write_lines(tmp_path / "told.jsonl", told)
+    report = done(run("--answers", told, "--data", data, bench=name, name="y"))
+    scores = [prepare.score(row["gold"], row["answer"]) for row in rows]
+    assert [item["score"] for item in report["items"]] == scores
+    assert set(scores) == {1} or name == "jasco"  # whose answers need not hold their keywords
+    found = run(*asks(server), "--data", data, bench=name, name="z")
+    assert found.code == 2 and "expected the clips that its rows name" in found.err
 
 
 def test_likelihoods_are_kept_and_computed_again_from_the_report(
@@ -786,13 +903,19 @@ def test_likelihoods_are_kept_and_computed_again_from_the_report(
 ):
     flags = ["--weights", bench / "weights", "--data", compa, "--mode", "official"]
     report = done(run(*flags, bench="compa-order"))
-    for item in report["items"]:
+    *items, gone = report["items"]
+    assert gone["loglik"] is None and gone["official"] == 0
+    for item in items:
         pair = judge.compa([line[:2] for line in item["loglik"][:2]])
         assert item["official"] == float(pair[2]) and np.isfinite(item["loglik"]).all()
     figures = report["official"]["figures"]
-    assert figures["group"] == sum(i["official"] for i in report["items"]) / len(report["items"])
-    monkeypatch.setattr(judge, "compa_scores", None)  # a second run asks nothing
+    assert figures["group"] == sum(i["official"] for i in items) / len(report["items"])
+    asked, scores = [], judge.compa_scores
+    monkeypatch.setattr(
+        judge, "compa_scores", lambda net, row, root: asked.append(row) or scores(net, row, root)
+    )
     assert done(run(*flags, bench="compa-order")) == report
+    assert [row["id"] for row in asked] == [gone["id"]]  # a second run asks for nothing else
 
 
 # ------------------------------------------------------------------------------------------------
@@ -872,6 +995,10 @@ MISTAKES = [
     (["--weights", "W", "--vote", "1"], "--vote: expected 2 or more"),
     (["--weights", "W", "--items", "0"], "--items: expected 1 or more"),
     (["--weights", "W", "--embed", "-1"], "--embed: expected 0 or more"),
+    (["--weights", "W", "--most", "0"], "--most: expected 1 or more"),
+    (["--weights", "W", "--embeddings", "http://x"], "--embeddings: expected --mode official"),
+    (["--weights", "W", "--answer-field", "x"], "--answer-field: expected --answers"),
+    (["--answers", "M", "--answer-field", "x"], "answers named x, or --answer-field NAME, found"),
     (["--weights", "W", "--view", "permute"], "--view"),
     (["--weights", "W", "--permute", "wrongly"], "--permute"),
     (["--weights", "W", "--shard", "3/2"], "--shard"),
