@@ -255,17 +255,12 @@ def mae(tmp_path):
     return tmp_path
 
 
-def test_mae_from_files_to_figures(mae):
+def test_mae_from_files_to_rows(mae):
     rows, refused = read("mae", mae)
-    licences, clips = (
-        ["its sources'; not to be re-released"],
-        ["esc50-story/0-audio1.wav", "esc50-story/0-audio2.wav"],
-    )
-    which = {
-        "question": "Which has 'cat'?",
-        "answer": "Audio2",
-        "gold": {"type": "clip", "value": 2},
-    }
+    licences = ["its sources'; not to be re-released"]
+    clips = ["esc50-story/0-audio1.wav", "esc50-story/0-audio2.wav"]
+    which = {"question": "Which has 'cat'?", "answer": "Audio2"}
+    which["gold"] = {"type": "clip", "value": 2}
     same = {"question": "The same?", "answer": "Yes", "gold": {"type": "yesno", "value": "yes"}}
     told = {"text": "dog; rain", "slots": [["dog"], ["rain"]]}
     assert sorted(rows, key=lambda row: row["id"]) == [
@@ -292,6 +287,9 @@ def test_mae_from_files_to_figures(mae):
     assert all(sum(reason in line for line in refused) == 1 for reason in reasons)
     assert len(refused) == 4
 
+
+def test_mae_from_answers_to_figures(mae):
+    rows, _ = read("mae", mae)
     told = {"esc50-story-1": "A dog in the rain.", "timit-hotword-1": "The second one has it.",
             "timit-hotword-2": "Who knows?", "wsj-identification-1": "Perhaps."}  # fmt: skip
     said = [told.get(row["id"]) for row in rows]
