@@ -27,7 +27,7 @@ import soundfile
 
 import prepare
 from prepare import BadInput, split_by_group, timed_events, unpack
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
 
 
 def sound(path, seconds=0.5, rate=16000, channels=1, seed=None, **how):
@@ -712,9 +712,7 @@ def test_a_name_in_a_csv_leads_nowhere_else(data, convert, tmp_path):
 
 def refused(*args):
     """The one line of a BadInput, through the real command."""
-    found = subprocess.run(
-        [sys.executable, ROOT / "prepare.py", *map(str, args)], capture_output=True, text=True
-    )
+    found = forked("prepare.py", *args)
     assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
     return found.stderr
 

@@ -1,10 +1,7 @@
 """Judging: what is counted, what is never guessed, and what a report holds."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from tests.checkpoints import make_speaking
-from tests.conftest import ROOT
+from tests.conftest import forked
 
 import judge
 import prepare
@@ -141,8 +138,7 @@ def bench(tmp_path_factory):
 
 
 def run(*args):
-    command = [sys.executable, str(ROOT / "judge.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    return forked("judge.py", *args)
 
 
 def test_from_weights_and_a_bench_to_a_report(bench):

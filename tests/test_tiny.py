@@ -25,7 +25,7 @@ import train
 from model import PolyAudio
 from prepare import BadInput, load_clip
 from tests.checkpoints import oracle_logits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
 from transformers import AudioFlamingo3ForConditionalGeneration
 
 from train import PHASES, RECIPES, Plan, Ranks
@@ -35,10 +35,7 @@ SINGLE = ("transcribe", "tag", "caption", "count", "locate", "voice", "music")
 
 
 def call(*words, code=0, **env) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "POLYAUDIO_KERNELS": "cpu", **env}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    done = forked(*words, **{"OMP_NUM_THREADS": "1", "POLYAUDIO_KERNELS": "cpu", **env})
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
 
 import prepare
 import synth
@@ -295,14 +295,17 @@ def written(model, corpus, tmp_path):
     return write
 
 
-def command(model, corpus, out, *flags, count=20):
+def words_for(model, corpus, out, *flags, count=20):
     llm = ["--llm", model.url, "--model", "m", "--corpus", str(corpus), "--out", str(out)]
-    sizes = ["--train", str(count), "--bench", "0", "--seed", "3"]
-    return [sys.executable, str(ROOT / "synth.py"), *llm, *sizes, *flags]
+    return [*llm, "--train", str(count), "--bench", "0", "--seed", "3", *flags]
+
+
+def command(*args, **more):
+    return [sys.executable, str(ROOT / "synth.py"), *words_for(*args, **more)]
 
 
 def run(*args, **more):
-    return subprocess.run(command(*args, **more), capture_output=True, text=True, timeout=300)
+    return forked("synth.py", *words_for(*args, **more))
 
 
 def prompts_of(items) -> Counter:
@@ -1193,9 +1196,9 @@ def test_flags_that_make_no_sense(flags, told, model, corpus, tmp_path):
 
 
 def test_without_a_models_name(model, corpus, tmp_path):
-    flags = command(model, corpus, tmp_path / "out")
+    flags = words_for(model, corpus, tmp_path / "out")
     flags[flags.index("--model") : flags.index("--model") + 2] = []
-    done = subprocess.run(flags, capture_output=True, text=True)
+    done = forked("synth.py", *flags)
     assert done.returncode == 2 and "--model: expected the name" in done.stderr
 
 
