@@ -1127,8 +1127,6 @@ def save_run(net, recipe, out):
 
 
 class Meter:
-    """What a run says of itself, on the terminal and as JSON, one line each time."""
-
     def __init__(self, steps, done, before=0.0):
         self.steps, self.first, self.done = steps, done, done
         self.begun, self.examples, self.tokens, self.room = time.monotonic(), 0, 0, 0
@@ -1283,12 +1281,16 @@ class Run:
             expect(known == same[name], where, f"{known!r}, as so far", repr(same[name]))
         self.state = load_state(path, self.lesson.named, self.opts)
 
+    def bad(self) -> int:
+        """How many rows are, as all ranks have found by now."""
+        rows = self.lesson.rows
+        rows.bad.update(*self.ranks.gather(rows.bad))
+        rows.check_bad()
+        return len(rows.bad)
+
     def keep(self, **more):
         """On the disk, all of it or nothing."""
-        bad = self.lesson.rows.bad
-        bad.update(*self.ranks.gather(bad))
-        self.lesson.rows.check_bad()
-        self.state |= {**more, "bad": sorted(bad)}
+        self.state |= {**more, "bad": sorted(self.lesson.rows.bad)}
         if self.ranks.rank == 0:
             save_run(self.net, self.recipe, self.out)
             save_state(self.out, self.lesson.named, self.opts, self.state)
@@ -1332,10 +1334,10 @@ def train(net, recipe, ranks, resumed=False) -> bool:
         if (done + 1) % recipe.every == 0 or ended or wishes:
             due = ended or (done + 1) % (recipe.every * recipe.looks) == 0
             due = run.lesson.looks and due and ("last look" if ended else "look")
-            run.keep(due=due or "", minutes=meter.minutes)
-            if ranks.rank == 0:
-                bad = len(run.lesson.rows.bad)
+            bad = run.bad()
+            if ranks.rank == 0:  # before the checkpoint: what comes after one is cut off
                 meter.tell(run.out, loss, recipe.lr * share, norm, net.device, bad)
+            run.keep(due=due or "", minutes=meter.minutes)
             if due and not wishes:
                 run.look(meter)
         if ended or wishes:

@@ -10,6 +10,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -1176,3 +1178,33 @@ def test_macro_means_of_table_4_are_not_what_it_prints(monkeypatch):
         found = 100 * judge.tally(items)["macro"]
         assert found == pytest.approx(mean, abs=0.006), name
         assert abs(found - printed) > 0.03, name
+
+
+PANDAS = """
+import json
+class Table(dict):
+    def to_json(self, path, orient, lines):
+        assert (orient, lines) == ("records", True)
+        rows = zip(*self.values())
+        with open(path, "w") as file:
+            file.writelines(json.dumps(dict(zip(self, row))) + "\\n" for row in rows)
+def read_parquet(path):
+    sound = {"bytes": b"RIFF", "path": None}
+    return Table(id=["a", "b"], audio=[sound, sound], n=[open(path).read(), 2])
+"""
+
+
+def test_the_line_that_makes_parquet_readable(tmp_path):
+    """With a stand-in for pandas, which is nobody's dependency here."""
+    (tmp_path / "pandas.py").write_text(PANDAS)
+    (tmp_path / "x.parquet").write_text("one")
+    line = judge.EXPORT.replace("FILE.parquet DIR/NAME", "x.parquet data/test")
+    (tmp_path / "data").mkdir()
+    line = line.replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    rows = [json.loads(line) for line in (tmp_path / "data/test.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"id": "a", "audio": "test/0-audio.wav", "n": "one"},
+        {"id": "b", "audio": "test/1-audio.wav", "n": 2},
+    ]
+    assert (tmp_path / "data/test/1-audio.wav").read_bytes() == b"RIFF"
