@@ -1,5 +1,5 @@
 """What every test shares: the environment that must be set before torch and triton are imported,
-the marker `slow`, and small checkpoints made by transformers (tests/checkpoints.py)."""
+the markers `long` and `slow`, and small checkpoints made by transformers (tests/checkpoints.py)."""
 
 import os
 import runpy
@@ -30,9 +30,10 @@ sys.path.insert(0, str(ROOT))
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun by a shell in the background:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # our programs would never hear it
+    config.addinivalue_line("markers", "long: takes ten seconds or more; -m 'not slow' runs it, too")
     config.addinivalue_line("markers", "slow: takes minutes; run with -m 'slow or not slow'")
     if not config.option.markexpr:
-        config.option.markexpr = "not slow"
+        config.option.markexpr = "not slow and not long"
 
 
 def pytest_cmdline_main(config):

@@ -221,6 +221,7 @@ def unfit(found) -> list[dict]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_kernel_compiles_for_hopper(tmp_path, dtype):
     found = compiled(tmp_path, 90, dtype, "faces")
@@ -228,6 +229,7 @@ def test_every_kernel_compiles_for_hopper(tmp_path, dtype):
     assert {kernel["name"] for kernel in found} == NAMES
 
 
+@pytest.mark.long
 def test_every_kernel_compiles_for_ampere(tmp_path):
     found = compiled(tmp_path, 80, "bfloat16", "faces")
     assert unfit(found) == []
@@ -235,6 +237,7 @@ def test_every_kernel_compiles_for_ampere(tmp_path):
     assert not any(kernel["wgmma"] for kernel in found)
 
 
+@pytest.mark.long
 def test_attention_in_bf16_uses_hoppers_products(tmp_path):
     found = compiled(tmp_path, 90, "bfloat16", "tiles")
     assert unfit(found) == []

@@ -521,6 +521,7 @@ def commands(data, count=40):
     return names
 
 
+@pytest.mark.long
 def test_workers_and_places_change_nothing(data, convert, tmp_path, capsys):
     commands(data)
     text(data / "yes/ff_nohash_0.wav", "no wave")
@@ -1019,6 +1020,7 @@ def test_show_piped(tmp_path):
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.long
 def test_show_of_silence_and_of_little(tmp_path):
     soundfile.write(tmp_path / "nothing.wav", np.zeros(500000, np.int16), 16000)
     lines = show(tmp_path / "nothing.wav", PYTHONIOENCODING="ascii", NO_COLOR="1").splitlines()

@@ -536,6 +536,7 @@ def test_killed_while_it_answers(unbroken, run, short, bench, tmp_path):
     assert journal.read_bytes().startswith(told)
 
 
+@pytest.mark.long
 def test_shards_by_torchrun(unbroken, bench, tmp_path):
     given = command(bench, *weights(bench, tmp_path, *COLUMNS))[1:]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -558,6 +558,7 @@ def test_triton_is_imported_only_where_it_may_run():
 # What torch.compile makes of the plain meanings.
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
 def test_what_is_compiled_computes_the_same():
     """Values and gradients, of several lengths, on their own and under autocast."""

@@ -1354,6 +1354,7 @@ def test_files_hold_what_was_asked_for_and_are_read_back(base, made):
     assert abs(single - 155) <= 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["workers", "shards", "torchrun"])
 def test_the_files_do_not_depend_on_who_makes_them(how, base, made):
     if how == "workers":
@@ -1368,6 +1369,7 @@ def test_the_files_do_not_depend_on_who_makes_them(how, base, made):
     assert not [name for name in left if not name.endswith(".lock")], left
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_was(base):
     flags = [
         "--corpus",

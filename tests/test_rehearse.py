@@ -16,6 +16,7 @@ from tests.rehearse import Place, Stage
 STAGES = "make download check sample toy train resume merge judge".split()
 
 
+@pytest.mark.long
 def test_every_stage_is_reported(tmp_path):
     words = ["--scale", "0.003", "--steps", "4", "--folder", tmp_path]
     line = [sys.executable, "-m", "tests.rehearse", *map(str, words)]

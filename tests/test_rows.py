@@ -443,6 +443,7 @@ def test_the_first_row_comes_before_the_last_is_read(folder):
     assert next(read_rows(path)) == ROW
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_memory_stays_flat(folder, name):
     """Eight times the rows take no more memory. 8,000 rows here, not a million: the memory of a row

@@ -490,6 +490,7 @@ def test_the_phases_follow_one_another(whole):
     assert (out / "best" / "model.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_phase_may_be_begun_again_and_the_rest_follows(whole, toy, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
@@ -508,6 +509,7 @@ def test_a_run_that_is_there_is_not_overwritten(whole, toy):
     assert "expected --resume, or no checkpoint there, found that of step 2" in said
 
 
+@pytest.mark.long
 def test_a_run_goes_on_in_the_phase_where_it_stopped(whole, toy, tmp_path):
     """As if killed in the second phase: its last checkpoint is of step 1."""
     out = tmp_path / "run"
@@ -568,6 +570,7 @@ def test_ranks_that_fail_say_so_in_a_line(toy, tmp_path):
     assert "--tokens: expected room for the longest example" in said
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_all_ranks_and_saves(toy, tmp_path):
     """The terminal tells the one that waits and those that learn, all at once."""
     words = small(toy, tmp_path / "run", "--steps=100000", "--every=100000")
@@ -586,6 +589,7 @@ def test_ctrl_c_ends_all_ranks_and_saves(toy, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["step"] > 0
 
 
+@pytest.mark.long
 def test_the_default_command_runs_on_all_cores(toy, tmp_path):
     said = call(*small(toy, tmp_path / "run"))
     assert re.findall(r"phase (\w+):", said) == list(PHASES)
@@ -620,6 +624,7 @@ def test_what_forbids_commerce_says_so(whole):
     assert "Not for commerce" not in train.card(net, "x", made, [])
 
 
+@pytest.mark.long
 def test_arms_are_learned_and_told_in_a_table(whole, toy, tmp_path, monkeypatch, capsys):
     """Three of them here, one seed: the others differ in a field, see below."""
     few = ("interleaved", "concatenated", "perceiver of 16")
@@ -696,6 +701,7 @@ def test_what_comes_along_is_small_and_others_read_it_alike():
     assert "layout of audioflamingo3" in (folder / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_who_goes_on_from_a_run_has_a_card_too(whole, toy, tmp_path):
     """With a gate, and without phases."""
     run = tmp_path / "run"

@@ -1065,6 +1065,7 @@ def test_ranks_share_a_look(recipe, home, monkeypatch):
     assert keys == [2, 2, 1, 1]
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_old_checkpoint(recipe, unbroken):
     """Files may grow no further than half a checkpoint: the system then refuses to write, as on a
     disk that is full."""
@@ -1108,6 +1109,7 @@ def kill_and_resume(recipe, kills, seed):
     finish(script(*words))
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_is_the_unbroken_run(recipe, one_thread):
     straight = replace(recipe, every=1, steps=16)
     in_process(straight)
@@ -1158,6 +1160,7 @@ def test_two_ranks_are_one(recipe, unbroken):
     assert furthest(adapter(recipe.out), adapter(unbroken.out)) < 1e-6
 
 
+@pytest.mark.long
 def test_three_ranks_do_not_wait_for_each_other_where_there_is_little_to_do(recipe, one_thread):
     """A step of two examples leaves one rank without any."""
     recipe = replace(recipe, batch=2, steps=4)
@@ -1180,6 +1183,7 @@ def test_every_example_is_one_ranks(recipe, batch):
         )
 
 
+@pytest.mark.long
 def test_resumed_on_another_number_of_ranks(recipe, unbroken):
     out = Path(recipe.out)
     shutil.copytree(unbroken.out, out)
@@ -1191,6 +1195,7 @@ def test_resumed_on_another_number_of_ranks(recipe, unbroken):
     assert furthest(adapter(out), adapter(unbroken.out)) < 1e-6
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_run(recipe):
     processes = ranked(2, *flags(recipe, steps=100_000, every=5))
     limit = time.monotonic() + 60

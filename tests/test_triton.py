@@ -164,6 +164,7 @@ def test_the_usual_lengths_of_windows():
 LENGTH = st.integers(0, 40)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.tuples(LENGTH, LENGTH), min_size=1, max_size=5),
@@ -914,6 +915,7 @@ def turns(net, kind, monkeypatch):
     return (first, second), torch.cat(seen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["af3", "qwen3"])
 def test_answers_of_a_batch_and_a_second_turn(nets, kind):
     with pytest.MonkeyPatch.context() as patch, kernels.forced("ref"):

@@ -603,6 +603,7 @@ def folder_hashes(out):
     }
 
 
+@pytest.mark.long
 def test_the_folder_is_the_same_for_any_number_of_workers(world, tmp_path):
     command = [sys.executable, ROOT / "synth.py", "world", "--clips", str(COUNT), "--seed", "11"]
     done = subprocess.run(
@@ -658,6 +659,7 @@ def interrupted(command, out, sign, wanted):
 STOPPED = b"stopped; the same command goes on from here\n"
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_finished_by_the_same_command(world, tmp_path):
     out = tmp_path / "w"
     command = [sys.executable, ROOT / "synth.py", "world", "--clips", str(COUNT), "--seed", "11",

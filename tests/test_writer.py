@@ -1100,6 +1100,7 @@ def test_the_key_is_nowhere(model, corpus, tmp_path):
     assert REASONING not in (tmp_path / "out" / "train.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_killed_and_gone_on_with(model, corpus, tmp_path):
     """kill -9 in the middle: what was kept is not asked for again, and nothing is missing."""
     whole = run(model, corpus, tmp_path / "whole", count=30)
