@@ -7,7 +7,7 @@
     asked = [{"role": "user", "content": "Which clip is louder?"}]
     ids = tok.encode_prompt(asked, n_slots=[75, 50], layout="native")
 
-    python prepare.py weights nvidia/audio-flamingo-3-hf      # bring in a model; --help has more
+    python prepare.py weights nvidia/audio-flamingo-3-hf --out weights/af3    # --help has more
     python prepare.py corpus esc50 --root /data/esc50 --out corpus.jsonl --download
     python prepare.py show dog.flac --corpus corpus.jsonl     # length, level, a picture, its row
 

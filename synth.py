@@ -55,7 +55,7 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    HOPELESS, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
+    HOPELESS, ONES, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
     conversation, expect, fits, hold, join_shards, leave_at_once, load_audio, load_clip, open_audio,
     plain, progress, read_corpus, read_json, read_lines, read_rows, read_values, request, score,
     shard_file, stop, tag_clips, warn, which_shard, without_thoughts, word_errors, words,
@@ -421,7 +421,7 @@ def scene(dice, labels, n) -> tuple[np.ndarray, list]:
 # ------------------------------------------------------------------------------------------------
 # Captions: what is in the events, as a sentence and as a list.
 
-DIGIT_WORDS = "zero one two three four five six seven eight nine ten".split()
+DIGIT_WORDS = ONES[:11]
 TIMES = ("", "", " twice", *(f" {number} times" for number in DIGIT_WORDS[3:]))
 
 
