@@ -57,13 +57,13 @@ import torch  # noqa: E402
 import kernels  # noqa: E402
 from model import add_weight_flags, answer_all, find_device, load_net, weights_hash  # noqa: E402
 from prepare import (  # noqa: E402
-    CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, VIEWS, BadInput, Journal, NoReply, Parser,
-    Service, as_example, chance, check_fields, clean, cli, conversation, each_alone, error_rate,
-    expect, find_files, fits, git_hash, hash_of, index_audio, join_shards, known, leave_at_once,
-    load_clip, masked, overlap, parse, place_clips, progress, read_json, read_lines, read_rows,
+    CORPORA, FILLER, MARKER, ONE_ROW_VIEWS, RATE, TAIL, URL, VIEWS, BadInput, Journal, NoReply,
+    Parser, Service, as_example, chance, check_fields, clean, cli, conversation, each_alone,
+    error_rate, expect, find_files, fits, git_hash, hash_of, index_audio, join_shards, known,
+    leave_at_once, load_clip, masked, overlap, parse, place_clips, progress, read_json, read_rows,
     read_table, read_values, reordered, request_json, score, shard_file, stop, terms, to_ask,
-    view_captioned, view_permute, warn, which_shard, without_thoughts, word_errors, words,
-    write_json, written,
+    transcripts, view_captioned, view_permute, warn, which_shard, without_thoughts, word_errors,
+    words, write_json, written,
 )  # fmt: skip
 from sample import clip_orders  # noqa: E402
 
@@ -341,7 +341,6 @@ def parts_of(answer) -> list[str]:
 # never a middle mark and never a neighbour's. Every reply is in DIR/marks.jsonl before it is looked
 # at, so the same command asks for nothing twice.
 
-URL = r"https?://[^/]"
 SHORT = 16  # tokens of a reply that is a mark
 LONG = 2048  # so many more, where a model thinks first
 PROMPTS = (
@@ -1385,9 +1384,8 @@ def official_compa(rows, said, judges, data) -> Official:
 
 def from_transcripts(files, data, refuse):
     for file in files:
-        for number, line in enumerate(filter(str.strip, read_lines(file)), 1):
-            id, _, text = line.strip().partition(" ")
-            yield file, number, {"id": id, "transcript": text.strip()}
+        for number, (id, text) in enumerate(transcripts(file), 1):
+            yield file, number, {"id": id, "transcript": text}
 
 
 def read_row(raw, number, file, clip) -> dict | list:
@@ -1552,7 +1550,7 @@ def aside(gold, answer) -> dict:
 def tally(items) -> dict:
     """The report on items as judged() makes them, columns added or not: they hold all of it."""
     report = {"macro": 0.0, "weighted": 0.0, "single": {}, "tasks": {}, "skills": {}, "clips": {}}
-    known = {}  # a group of all items, by whatever name, is looked at once
+    looked = {}  # a group of all items, by whatever name, is looked at once
     several = [item for item in items if item["skill"] != "single"]
     alone = [item for item in items if item["skill"] == "single"]
     for name, among, key in (
@@ -1565,8 +1563,8 @@ def tally(items) -> dict:
             groups.setdefault(key(item), []).append(item)
         for group in sorted(groups) if name == "clips" else groups:
             mine = tuple(map(id, groups[group]))
-            known[mine] = known.get(mine) or summary(groups[group])
-            report[name][group] = known[mine]
+            looked[mine] = looked.get(mine) or summary(groups[group])
+            report[name][group] = looked[mine]
     counted = (report["tasks"], several) if several else (report["single"], alone)
     return {**report, **averages(*counted), "items": items}
 

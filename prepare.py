@@ -174,6 +174,14 @@ def read_json(path):
 # Worker processes: none outlives its job, whoever kills what.
 
 
+def cores() -> int:
+    """That this process may use: a container often has fewer than the machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' time; or "max 100000"
+    quota, period = limit.read_text().split() if limit.exists() else ("max", "")
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
 @contextmanager
 def worker_map(count, method=None, chunksize=1):
     """map() by `count` worker processes, or the plain one where that is 1. `method` is how they
@@ -2312,6 +2320,9 @@ def refusal(where, response, token) -> Refused:
     return Refused(f"{where}: the server says {status} {told:.200}", status, said[:4000])
 
 
+URL = r"https?://[^/]"  # how the address of a server begins
+
+
 def masked(said, token=None) -> str:
     """Text for a message: no key, and of an address neither user and password nor the query, which
     may be a signature. An exception is unwrapped: the innermost reason says most."""
@@ -2829,7 +2840,7 @@ def run_weights(args):
     expect(fine, "ID", "a repository like Qwen/Qwen2-Audio-7B-Instruct", args.id or "none")
     token = os.environ.get("HF_TOKEN", "").strip() or None
     endpoint = args.endpoint.rstrip("/")
-    fine = re.match("https?://", endpoint)
+    fine = re.match(URL, endpoint)
     expect(fine, "--endpoint", "an address that begins with http:// or https://", masked(endpoint))
     dir = args.out or Path(__file__).parent / "weights" / args.id.split("/")[-1]
     try:
@@ -3078,12 +3089,18 @@ def audiocaps(root, find):
         yield clip_row(video, path, rows[0]["part"], captions=[row["caption"] for row in rows])
 
 
+def transcripts(file):
+    """(id, what is said) of each line of a chapter."""
+    for line in filter(str.strip, read_lines(file)):
+        id, _, text = line.strip().partition(" ")
+        yield id, text.strip()
+
+
 def librispeech(root, find):
     for file in sorted(root.glob("**/[!.]*-*.trans.txt")):
         part, speaker, chapter = file.parts[-4:-1]
-        for line in filter(str.strip, read_lines(file)):
-            id, _, text = line.strip().partition(" ")
-            about = {"speaker": speaker, "transcript": text.strip()}
+        for id, text in transcripts(file):
+            about = {"speaker": speaker, "transcript": text}
             if (index := id.rpartition("-")[2]).isdecimal():
                 about["order"] = {"group": f"{speaker}-{chapter}", "index": int(index)}
             yield clip_row(id, find(f"{chapter}/{id}"), part.split("-")[0], **about)
@@ -3677,7 +3694,7 @@ def add_corpus(commands):
         "--hash", action="store_true", help="decode all: hash, peak, silence; find duplicates"
     )
     parser.add_argument("--skipped", metavar="FILE", help="list every clip that was left out")
-    few = min(8, os.cpu_count() or 1)  # each holds 250 MB of libraries
+    few = min(8, cores())  # each holds 250 MB of libraries
     parser.add_argument("--workers", type=int, default=few, metavar="N", help=f"default: {few}")
     parser.set_defaults(run=write_corpus)
 

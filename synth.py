@@ -55,11 +55,11 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    HOPELESS, ONES, RATE, BadInput, Journal, NoReply, Parser, Refused, Service, chance, clean, cli,
-    conversation, expect, fits, hold, join_shards, leave_at_once, load_audio, load_clip, open_audio,
-    plain, progress, read_corpus, read_json, read_lines, read_rows, read_values, request, score,
-    shard_file, stop, tag_clips, warn, which_shard, without_thoughts, word_errors, words,
-    worker_map, write_json, written,
+    HOPELESS, ONES, RATE, URL, BadInput, Journal, NoReply, Parser, Refused, Service, chance,
+    clean, cli, conversation, cores, expect, fits, hold, join_shards, leave_at_once, load_audio,
+    load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
+    read_values, request, score, shard_file, stop, tag_clips, warn, which_shard,
+    without_thoughts, word_errors, words, worker_map, write_json, written,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
@@ -1341,7 +1341,7 @@ def engine_of(args, model) -> Engine:
     engine = Engine(args.voice, cache=args.cache)
     if args.tts is not None:
         expect(args.voice == "formant", f"--voice {args.voice}", "no --tts beside it", args.tts)
-        fine = re.match(r"https?://[^/]", args.tts)
+        fine = re.match(URL, args.tts)
         expect(fine, "--tts", "a URL that begins with http:// or https://", repr(args.tts))
         voices = read_json(args.voices) if args.voices else {}
         fine = isinstance(voices, dict) and all(type(name) is str for name in voices.values())
@@ -4627,7 +4627,7 @@ def check_flags(args):
 
 def writer_of(args, journal, engine) -> Writer:
     """The language model, by its flags."""
-    fine = re.match(r"https?://[^/]", args.llm)
+    fine = re.match(URL, args.llm)
     expect(fine, "--llm", "a URL that begins with http:// or https://", repr(args.llm))
     expect(args.model, "--model", "the name of the language model, beside --llm", "none")
     expect(1 <= args.concurrency <= 256, "--concurrency", "1 to 256", args.concurrency)
@@ -4681,7 +4681,7 @@ def add_questions(parser):
     add("--recipe", choices=RECIPES, default="polyaudio",
         help="PolyAudio's questions (default), MALLM's pairs, JASCO's scenes, CompA's captions")
     add("--sentences", metavar="FILE", help="text, a sentence a line, for MALLM's pairs of them")
-    add("--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core")
+    add("--workers", type=int, default=cores(), metavar="W", help="default: one per core")
     add("--shard", metavar="I/N",
         help="make the I-th of N parts; the last to end joins them; torchrun sets it by itself")
     add("--llm", metavar="URL",
@@ -4737,7 +4737,7 @@ def add_world(commands):
     parser.add_argument("--clips", type=int, default=9000, metavar="N", help="default: 9000")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another one, other clips")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="W", help="default: one per core"
+        "--workers", type=int, default=cores(), metavar="W", help="default: one per core"
     )
     parser.add_argument("--model", default="tts-1", metavar="NAME", help="the server's model")
     add_voices(parser)

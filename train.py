@@ -54,7 +54,7 @@ from model import (  # noqa: E402
 )  # fmt: skip
 from prepare import (  # noqa: E402
     ONE_ROW_VIEWS, RATE, VIEWS, BadInput, Parser, Tokenizer, as_corpus, as_example, check_fits,
-    clean, cli, clip_order, clip_samples, conversation, each_alone, expect, git_hash, hold,
+    clean, cli, clip_order, clip_samples, conversation, cores, each_alone, expect, git_hash, hold,
     load_clip, n_slots, open_tensors, progress, read_json, read_rows, read_values, reordered,
     score, to_ask, train_bpe, view_as_text, view_captioned, view_text_only, warn, write_json,
     written,
@@ -1030,10 +1030,10 @@ def load_state(path, named, opts) -> dict:
             p.copy_(there[name])
     for key, value in table.items():
         kind, _, rest = key.partition(".")
-        field, _, name = rest.partition(".")
+        what, _, name = rest.partition(".")
         if kind == "s" and name in parameters:
             p = parameters[name]  # AdamW counts its steps on the CPU
-            owner[id(p)].state[p][field] = value.to(p.device) if value.ndim else value
+            owner[id(p)].state[p][what] = value.to(p.device) if value.ndim else value
     return about
 
 
@@ -1604,14 +1604,6 @@ def with_perceiver(base, dir, slots, seed):
     held = {k: v for k, v in old.state_dict().items() if not k.startswith(JOINT)}
     net.load_state_dict({**net.state_dict(), **held})
     net.save(dir)
-
-
-def cores() -> int:
-    """That this process may use: a container often has fewer than the machine."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' time; or "max 100000"
-    quota, period = limit.read_text().split() if limit.exists() else ("max", "")
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
 
 def spread_out(device):

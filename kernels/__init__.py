@@ -36,17 +36,16 @@ import contextlib
 import os
 import sys
 from functools import lru_cache, wraps
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
 
 asked_for = os.environ.get("TRITON_INTERPRET") or os.environ.get("POLYAUDIO_KERNELS") == "triton"
-try:
-    if not (asked_for or torch.cuda.is_available()):
-        raise ImportError("a quarter of a second, for kernels that could not run here")
-    import triton
+if (asked_for or torch.cuda.is_available()) and find_spec("triton"):
+    import triton  # a quarter of a second, worth it where kernels can run
     import triton.language as tl
-except ImportError:  # there are no wheels for macOS and Windows; nothing below is compiled then
+else:  # there are no wheels for macOS and Windows; nothing below is compiled then
     triton = SimpleNamespace(jit=lambda kernel=None, **_: kernel or (lambda k: k), __version__=None)
     tl = SimpleNamespace(constexpr=lambda value: value)
 

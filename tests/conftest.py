@@ -2,12 +2,9 @@
 the markers `long` and `slow`, and small checkpoints made by transformers (tests/checkpoints.py)."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import tempfile
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +23,8 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from prepare import cores  # noqa: E402
+
 
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun by a shell in the background:
@@ -39,8 +38,8 @@ def pytest_configure(config):
 def pytest_cmdline_main(config):
     """Plain `pytest`, all of it: each core takes one file after the other, the longest first, and
     shows what came of it. Few tests gain from a second core, and some wait for a server."""
-    cores = min(os.cpu_count() or 1, 4)
-    if config.args_source is config.ArgsSource.ARGS or cores == 1 or config.option.collectonly:
+    ranks = min(cores(), 4)
+    if config.args_source is config.ArgsSource.ARGS or ranks == 1 or config.option.collectonly:
         return None
     files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
     words = [sys.executable, "-m", "pytest", *config.invocation_params.args]
@@ -51,40 +50,6 @@ def pytest_cmdline_main(config):
         print(f"{path.name}\n{found.stdout}{found.stderr}", flush=True)
         return found.returncode
 
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(ranks) as pool:
         codes = list(pool.map(run, files))
     return max((code for code in codes if code != pytest.ExitCode.NO_TESTS_COLLECTED), default=0)
-
-
-def forked(script, *words, cwd=ROOT, seconds=300, **env) -> subprocess.CompletedProcess:
-    """A script as on the command line, in a copy of this process, which has imported torch already:
-    that takes two seconds each time."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                for fd, file in ((1, out), (2, err)):
-                    os.dup2(file.fileno(), fd)
-                sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))
-                signal.alarm(seconds)
-                os.chdir(cwd)
-                os.environ.update(env)
-                torch.set_num_threads(1)
-                sys.argv = [script, *map(str, words)]
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-                code = 0
-            except SystemExit as end:
-                code = end.code or 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        told = []
-        for file in (out, err):
-            file.seek(0)
-            told.append(file.read())
-        return subprocess.CompletedProcess(words, code, *told)

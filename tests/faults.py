@@ -15,6 +15,7 @@ own session, its own arguments, its exit code, stdout and stderr in files. The f
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -92,6 +93,7 @@ class Run:
         except BaseException:
             traceback.print_exc()
             code = 1
+        sys.stdout.flush()
         sys.stderr.flush()
         return code
 
@@ -123,6 +125,22 @@ class Run:
         if code in codes and "Traceback" not in err and told:
             return ""
         return f"{' '.join(self.words):.200}: ended with {code}: {last or 'not a word'}"
+
+
+def forked(script, *words, **env) -> subprocess.CompletedProcess:
+    """As subprocess.run of a script by its name, without the seconds that its imports take."""
+    with tempfile.TemporaryFile("w+") as out:
+
+        def before():
+            os.dup2(out.fileno(), 1)
+            os.chdir(ROOT)
+            os.environ.update(env)
+
+        run = Run(importlib.import_module(script.removesuffix(".py")), *words, before=before)
+        code = run.end()
+        out.seek(0)
+        told = out.read(), run.said.decode(errors="replace")
+        return subprocess.CompletedProcess(run.words, code, *told)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ import soundfile
 
 import prepare
 from prepare import BadInput, split_by_group, timed_events, unpack
-from tests.conftest import ROOT, forked
+from tests.conftest import ROOT
+from tests.faults import forked
 
 
 def sound(path, seconds=0.5, rate=16000, channels=1, seed=None, **how):

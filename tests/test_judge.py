@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from tests.checkpoints import make_speaking
-from tests.conftest import forked
+from tests.faults import forked
 
 import judge
 import prepare

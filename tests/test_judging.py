@@ -443,6 +443,7 @@ def lines_of(path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 def test_killed_while_a_server_is_asked(run, server, short, bench, tmp_path):
     """kill -9 at any moment: the next run asks for what is lacking, and its report is the one that
     an unbroken run writes."""
@@ -521,6 +522,7 @@ def test_the_report_says_how_it_was_made(unbroken, bench):
     assert unbroken["items"][11]["question"].endswith("And is this the same?")
 
 
+@pytest.mark.long
 def test_killed_while_it_answers(unbroken, run, short, bench, tmp_path):
     given, journal = weights(bench, tmp_path, *COLUMNS), tmp_path / "x.asked.jsonl"
     at, slow = random.randrange(1, 30), {**os.environ, "PACE": "0.1"}
@@ -959,6 +961,7 @@ def real(tmp_path_factory):
     log.close()
 
 
+@pytest.mark.long
 def test_a_real_server_that_says_gibberish(real, run, bench, monkeypatch):
     """It hears the clips (a prompt of three is longer than one of one), and every reply of it is
     counted as one that cannot be read."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import model
+import prepare
 import pytest
 import soundfile
 import torch
@@ -25,7 +26,8 @@ import train
 from model import PolyAudio
 from prepare import BadInput, load_clip
 from tests.checkpoints import oracle_logits
-from tests.conftest import ROOT, forked
+from tests.conftest import ROOT
+from tests.faults import forked
 from transformers import AudioFlamingo3ForConditionalGeneration
 
 from train import PHASES, RECIPES, Plan, Ranks
@@ -258,6 +260,7 @@ def test_who_teaches_names_trains_the_ear(recipe):
         lesson_of(replace(recipe, teach="names", trains="lm_head"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("teach", ["names", "meanings", "answers"])
 def test_each_lesson_is_learned_by_heart(recipe, teach):
     """A few examples, some dozen steps: the loss falls to less than half."""
@@ -554,17 +557,18 @@ def test_as_many_ranks_as_cores_that_it_may_use(monkeypatch):
 
 
 def test_cores_are_those_of_the_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(train.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(train, "Path", lambda path: limit)
+    monkeypatch.setattr(prepare, "Path", lambda path: limit)
     found = []
     for text in ("max 100000\n", "250000 100000\n", "30000 100000\n"):
         limit.write_text(text)
-        found.append(train.cores())
+        found.append(prepare.cores())
     limit.unlink()
-    assert [*found, train.cores()] == [64, 2, 1, 64]
+    assert [*found, prepare.cores()] == [64, 2, 1, 64]
 
 
+@pytest.mark.long
 def test_ranks_that_fail_say_so_in_a_line(toy, tmp_path):
     said = call(*small(toy, tmp_path / "run", "--from-phase=hear", "--tokens=3"), code=2)
     assert "--tokens: expected room for the longest example" in said

@@ -297,6 +297,7 @@ def test_cross_entropy_does_not_leak(bad):
     assert run(x)[2] == 0
 
 
+@pytest.mark.long
 @BAD
 def test_decode_reads_its_own_keys_only(bad):
     q, keys, values, rows, lengths = FILES["decode"].example(

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tests.conftest import ROOT, forked
+from tests.conftest import ROOT
+from tests.faults import forked
 
 import prepare
 import synth
@@ -389,6 +390,7 @@ def test_verdicts_are_balanced(written):
     assert {v for task, v in told if task == "entailment"} == {"yes", "no", "nei"}
 
 
+@pytest.mark.long
 def test_options_and_events_move(written):
     """The model always puts the right order in B, and the same numbers there."""
     items, *_ = written(300)
@@ -398,6 +400,7 @@ def test_options_and_events_move(written):
     assert len({item["gold"]["value"] for item in ordered}) > 2
 
 
+@pytest.mark.long
 def test_scripts_move(written):
     """The model always contradicts in its last script; the item does so anywhere."""
     items, *_ = written(400)
@@ -925,6 +928,7 @@ def test_the_counts_add_up(written, model):
 # The line, and the journal.
 
 
+@pytest.mark.long
 def test_the_file_is_the_same_however_many_are_asked_at_once(written, model, tmp_path):
     """Replies come in any order."""
 
@@ -942,6 +946,7 @@ def test_the_file_is_the_same_however_many_are_asked_at_once(written, model, tmp
     assert files[0] == files[1] and len(files[0][1]) > 10
 
 
+@pytest.mark.long
 def test_nothing_is_asked_for_twice(written, model):
     """A file that is made again, and one that goes on, only asks for what is new."""
     first, _, writer = written(30)
@@ -1019,6 +1024,7 @@ def test_one_bad_row_does_not_end_the_job(written, model):
     assert len(items) == 40 - outcomes["factual"]["status 500"]
 
 
+@pytest.mark.long
 def test_a_server_without_response_format(written, model, tmp_path):
     expected, *_ = written(30, out=tmp_path / "good")
 
