@@ -49,27 +49,9 @@ import torch  # noqa: E402
 import kernels  # noqa: E402
 from model import Cache, PolyAudio, add_weight_flags, load_net, numbers  # noqa: E402
 from prepare import (  # noqa: E402
-    HOP,
-    MARKER,
-    OPENING,
-    RATE,
-    ROLES,
-    BadInput,
-    Parser,
-    check_fits,
-    clean,
-    cli,
-    clip_samples,
-    expect,
-    fail,
-    load_audio,
-    load_clip,
-    note,
-    open_audio,
-    remap_indices,
-    view_concat,
-    view_permute,
-)
+    HOP, MARKER, RATE, ROLES, BadInput, Parser, check_fits, clean, cli, clip_samples, expect,
+    fail, load_audio, load_clip, note, open_audio, remap_indices, view_concat, view_permute,
+)  # fmt: skip
 
 SLOT = 4 * HOP / RATE  # seconds of a slot: two convolutions' step, then neighbours in pairs
 TINY = Path(__file__).parent / "weights" / "tiny"
@@ -293,26 +275,12 @@ class Chat:
 #
 # A clip is left out by taking its slots from the prompt, and nothing else. "(audio 2: [BOA][EOA])"
 # stays, so the others keep their names; and there is no silence in its place, which would be
-# something to hear. What is compared is the log-likelihood of what the answer concludes. An answer
-# that first tells what is in each clip rests on all of them for that, and its conclusion follows
-# from what was told; so without a clip the network tells anew what it hears, and then we see how
-# likely the same conclusion still is. The gradient is the whole answer's: what it tells of a clip
-# was heard there.
+# something to hear. What is compared is the log-likelihood of the answer, all of it: one that first
+# tells what is in each clip loses what it told of the missing one. To let the network tell anew and
+# compare the verdict alone names the right clip less often, since it hears what is not there.
 
-CONCLUSION = rf"(?i)(?<=[.!?])\s+{OPENING}"  # "... So the answer is", with something before it
 WIDE = 48  # characters of the longest bar
 INKS = " .:-=+*#%@"
-
-
-def conclusion(net, ids) -> int:
-    """How many of an answer's ids come before its conclusion; 0 where it has none of its own."""
-    found = [match.start() for match in re.finditer(CONCLUSION, net.tokenizer.decode(ids))]
-    push, length = net.tokenizer.stream(), 0
-    for i, id in enumerate(ids if found else ()):
-        length += len(push(id))
-        if length > found[-1]:
-            return i
-    return 0
 
 
 def without(net, ids, clips, gone) -> tuple[list[int], list]:
@@ -342,45 +310,34 @@ def contributions(net, ids, clips, said) -> list[float]:
     return [value for id, value in zip(ids, each.tolist()) if id == net.config.audio_token]
 
 
-def why(net, asked, waves, said, most) -> dict:
-    """What the answer `said` to the prompt `asked` rests on: its conclusion, and the clips in the
-    order of what it loses without each. slots: what each one adds, summed where a clip repeats."""
+def why(net, asked, waves, said) -> list[dict]:
+    """What the answer `said` to the prompt `asked` rests on: the clips in the order of what it
+    loses without each. slots: what each one adds, summed where a clip repeats."""
     with torch.no_grad():
         heard = net.listen(waves)
     rows = {id(wave): row for wave, row in zip(waves, heard)}
     ids, clips = asked[0], [rows[id(wave)] for wave in asked[1]]
-    start = conclusion(net, said)
-    last, found = said[start:], []
-    whole = net.loglik([*ids, *said[:start]], clips, last)
+    whole, found = net.loglik(ids, clips, said), []
     each = iter(contributions(net, ids, clips, said))
     parts = [(clip, [next(each) for _ in range(net.n_slots(clip))]) for clip in clips]
     for i, clip in enumerate(heard, 1):
-        told, (rest, others) = [], without(net, ids, clips, clip)
-        if start:
-            told = net.generate(rest, others, most, stop=net.ends)
-            told = told[: conclusion(net, told) or None]
-            told = [id for id in told if id not in net.ends]
-        drop = whole - net.loglik([*rest, *told], others, last)
+        drop = whole - net.loglik(*without(net, ids, clips, clip), said)
         slots = list(map(sum, zip(*(values for part, values in parts if part is clip))))
         found.append({"clip": i, "drop": drop, "slots": slots})
-    found.sort(key=lambda clip: -clip["drop"])
-    return {"conclusion": net.tokenizer.decode(last).strip(), "clips": found}
+    return sorted(found, key=lambda clip: -clip["drop"])
 
 
-def show_why(net, found, paths):
-    """Bars: of each clip what the conclusion loses without it, and over its seconds how much the
-    answer hangs on them, for or against: neighbours of either sign would cancel. One scale of
-    time and one of ink for all clips. Nothing but ASCII and no colour, so any terminal shows it."""
-    clips = found["clips"]
+def show_why(net, clips, paths):
+    """Bars: of each clip what the answer loses without it, and over its seconds how much it hangs
+    on them, for or against: neighbours of either sign would cancel. One scale of time and one of
+    ink for all clips. Nothing but ASCII and no colour, so any terminal shows it."""
     top = max(max(clip["drop"] for clip in clips), 1e-9)
     per = -(-max(len(clip["slots"]) for clip in clips) // WIDE)  # slots of a character
     rows = [[sum(map(abs, clip["slots"][i : i + per])) for i in range(0, len(clip["slots"]), per)]
             for clip in clips]  # fmt: skip
     darkest = max(map(max, rows)) or 1
-    said = " ".join(found["conclusion"].split())
-    said = clean(said if len(said) < 60 else f"{said[:56]} ...")
-    print(f'\nHow much log-likelihood "{said}" loses without each clip,')
-    print("and which of its seconds the answer hangs on:")
+    print("\nHow much log-likelihood the answer loses without each clip,")
+    print("and which of its seconds it hangs on:")
     for clip, row in zip(clips, rows):
         bar = "#" * round(WIDE * max(clip["drop"], 0) / top)
         name = clean(paths[clip["clip"] - 1])
@@ -954,7 +911,7 @@ def main():
     else:
         answer = ask(net, question, waves, args, show=not args.json)
     if args.why:
-        reasons = why(net, answer.asked, waves, answer.ids, args.max_new_tokens)
+        reasons = why(net, answer.asked, waves, answer.ids)
         more = {"why": reasons}
         if not args.json:
             show_why(net, reasons, paths)

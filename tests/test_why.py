@@ -20,8 +20,6 @@ from model import Config, PolyAudio
 from tests.checkpoints import edit_json, make, make_speaking, waves
 from tests.conftest import ROOT
 
-SAID = "audio 1: a dog; audio 2: a bell. So the answer: audio 2."
-
 
 def right_clip(row) -> int:
     """The clip of a needle question: its gold's, or the one of which the gold's word is said."""
@@ -47,8 +45,8 @@ def named_first(net, bench, most=256) -> tuple[int, int, int]:
         total += 1
         if prepare.score(row["gold"], answer.text.strip()) == 1:
             right += 1
-            found = sample.why(net, answer.asked, clips, answer.ids, most)
-            first += found["clips"][0]["clip"] == right_clip(row)
+            found = sample.why(net, answer.asked, clips, answer.ids)
+            first += found[0]["clip"] == right_clip(row)
     return first, right, total
 
 
@@ -94,7 +92,7 @@ def cut(net, ids, lengths, gone) -> list[int]:
 def test_a_clip_is_left_out_as_by_hand(net):
     ids, clips = asked(net)
     said = net.tokenizer.encode("Clip 2 is.")
-    found = sample.why(net, (ids, clips), CLIPS, said, 8)
+    found = sample.why(net, (ids, clips), CLIPS, said)
     lengths = [net.n_slots(clip) for clip in CLIPS]
     whole = net.loglik(ids, clips, said)
     drops = {}
@@ -102,18 +100,17 @@ def test_a_clip_is_left_out_as_by_hand(net):
         rest = cut(net, ids, lengths, {i})
         assert len(rest) == len(ids) - lengths[i]
         drops[i + 1] = whole - net.loglik(rest, CLIPS[:i] + CLIPS[i + 1 :], said)
-    assert {c["clip"]: c["drop"] for c in found["clips"]} == pytest.approx(drops, abs=1e-3)
-    order = [clip["clip"] for clip in found["clips"]]
+    assert {c["clip"]: c["drop"] for c in found} == pytest.approx(drops, abs=1e-3)
+    order = [clip["clip"] for clip in found]
     assert order == sorted(drops, key=lambda i: -drops[i])
-    assert found["conclusion"] == "Clip 2 is."
-    assert [len(clip["slots"]) for clip in found["clips"]] == [lengths[i - 1] for i in order]
+    assert [len(clip["slots"]) for clip in found] == [lengths[i - 1] for i in order]
 
 
 def test_a_repeated_clip_goes_everywhere_at_once(net):
     two = CLIPS[:2]
     ids, clips = asked(net, "Is <sound-2> in <sound-1>, or <sound-2> itself?", two)
     said = net.tokenizer.encode("It is.")
-    found = {c["clip"]: c for c in sample.why(net, (ids, clips), two, said, 8)["clips"]}
+    found = {c["clip"]: c for c in sample.why(net, (ids, clips), two, said)}
     lengths = [net.n_slots(clip) for clip in clips]  # 2, 1, 2
     rest = cut(net, ids, lengths, {0, 2})
     drop = net.loglik(ids, clips, said) - net.loglik(rest, two[:1], said)
@@ -129,55 +126,10 @@ def test_a_repeated_clip_goes_everywhere_at_once(net):
 def test_of_one_clip_the_bare_question_is_left(net):
     ids, clips = asked(net, clips=CLIPS[:1])
     said = net.tokenizer.encode("A dog.")
-    (found,) = sample.why(net, (ids, clips), CLIPS[:1], said, 8)["clips"]
+    (found,) = sample.why(net, (ids, clips), CLIPS[:1], said)
     bare = [id for id in ids if id != net.config.audio_token]
     drop = net.loglik(ids, clips, said) - net.loglik(bare, [], said)
     assert found["drop"] == pytest.approx(drop, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        (SAID, " So the answer: audio 2."),
-        ("It is loud. Therefore it is near. In total, there are two.", " In total, there are two."),
-        ("So the answer: audio 2.", None),
-        ("A dog barks. Then a bell rings.", None),
-        ("", None),
-    ],
-)
-def test_where_an_answer_concludes(net, text, expected):
-    ids = net.tokenizer.encode(text)
-    start = sample.conclusion(net, ids)
-    assert net.tokenizer.decode(ids[start:]) == (expected or text)
-    assert (start > 0) == bool(expected)
-
-
-def test_without_a_clip_what_is_heard_is_told_anew(net, monkeypatch):
-    """The conclusion is what is compared, after what the network tells of the clips it has."""
-    tell, ids_of = "audio 1: a cat. So the answer: audio 1.", net.tokenizer.encode
-    prompts = []
-
-    def generate(ids, clips, most, stop):
-        prompts.append((ids, len(clips), most))
-        return [*ids_of(tell), net.ends[0]]
-
-    monkeypatch.setattr(net, "generate", generate)
-    ids, clips = asked(net, clips=CLIPS[:2])
-    said = ids_of(SAID)
-    found = {
-        clip["clip"]: clip["drop"]
-        for clip in sample.why(net, (ids, clips), CLIPS[:2], said, 99)["clips"]
-    }
-    lengths = [net.n_slots(clip) for clip in CLIPS[:2]]
-    rests = [cut(net, ids, lengths, {i}) for i in (0, 1)]
-    assert prompts == [(rests[0], 1, 99), (rests[1], 1, 99)]
-    last = ids_of(" So the answer: audio 2.")
-    told, retold = ids_of("audio 1: a dog; audio 2: a bell."), ids_of("audio 1: a cat.")
-    assert [*told, *last] == said
-    whole = net.loglik([*ids, *told], clips, last)
-    for i in (0, 1):
-        left = net.loglik([*rests[i], *retold], [CLIPS[1 - i]], last)
-        assert found[i + 1] == pytest.approx(whole - left, abs=1e-3)
 
 
 # --- the gradient
@@ -214,7 +166,7 @@ def test_a_slot_that_is_nothing_adds_nothing(net, monkeypatch):
     )
     ids, clips = asked(net)
     said = net.tokenizer.encode("Clip 2 is.")
-    slots = {c["clip"]: c["slots"] for c in sample.why(net, (ids, clips), CLIPS, said, 8)["clips"]}
+    slots = {c["clip"]: c["slots"] for c in sample.why(net, (ids, clips), CLIPS, said)}
     assert not any(slots[2])
     assert all(slots[1]) and all(slots[3])
 
@@ -223,7 +175,7 @@ def test_nothing_is_left_behind(net):
     """An answer and its likelihood are the same before and after."""
     ids, clips = asked(net)
     before = net.generate(ids, clips, 6), net.loglik(ids, clips, [5, 6])
-    sample.why(net, (ids, clips), CLIPS, [5, 6], 8)
+    sample.why(net, (ids, clips), CLIPS, [5, 6])
     assert (net.generate(ids, clips, 6), net.loglik(ids, clips, [5, 6])) == before
     assert net.language_model.recompute is False
     assert all(p.grad is None for p in net.parameters())
@@ -267,9 +219,9 @@ def perceiving(home, dir):
 def ask_why(net, capsys):
     ids, clips = asked(net)
     said = net.tokenizer.encode("Clip 2 is.")
-    found = sample.why(net, (ids, clips), CLIPS, said, 8)
+    found = sample.why(net, (ids, clips), CLIPS, said)
     sample.show_why(net, found, ["a.wav", "b.wav", "c.wav"])
-    return {clip["clip"]: clip for clip in found["clips"]}, capsys.readouterr().out
+    return {clip["clip"]: clip for clip in found}, capsys.readouterr().out
 
 
 def test_qwen2_audio_in_its_own_layout(tmp_path, capsys):
@@ -302,7 +254,7 @@ def test_in_bfloat16_it_is_the_same_but_for_rounding(home, net, capsys):
 
 
 def shown(net, capsys, clips, paths=("a.wav", "b.wav")):
-    sample.show_why(net, {"conclusion": "Yes.", "clips": clips}, list(paths))
+    sample.show_why(net, clips, list(paths))
     return capsys.readouterr().out.split("\n")[3:]
 
 
@@ -356,19 +308,19 @@ def test_json_and_bars_say_the_same(run):
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     about = out[out.index("\nHow much") :]
-    assert about[: about.index('"')].isascii() and about[about.rindex("hangs on") :].isascii()
-    found = json.loads(run(*words, "--json")[1])["why"]
+    assert about.isascii()
+    clips = json.loads(run(*words, "--json")[1])["why"]
     names = re.findall(r"^clip (\d) .* (-?\d+\.\d\d)  (\w)\.wav$", about, re.M)
     assert [(int(i), "abc"[int(i) - 1]) for i, _, _ in names] == [(int(i), n) for i, _, n in names]
-    assert [int(i) for i, _, _ in names] == [clip["clip"] for clip in found["clips"]]
-    drops = [clip["drop"] for clip in found["clips"]]
+    assert [int(i) for i, _, _ in names] == [clip["clip"] for clip in clips]
+    drops = [clip["drop"] for clip in clips]
     assert [float(drop) for _, drop, _ in names] == pytest.approx(drops, abs=0.006)
     assert drops == sorted(drops, reverse=True)
 
 
 def test_a_file_given_twice_is_two_clips(run):
     code, out, _ = run("--clips", "a.wav", "a.wav", "--ask", "Same?", "--why", "--json")
-    found = json.loads(out)["why"]["clips"]
+    found = json.loads(out)["why"]
     assert code == 0 and sorted(clip["clip"] for clip in found) == [1, 2]
 
 
@@ -409,7 +361,7 @@ def test_the_measure_counts_what_it_says(home, net, tmp_path, monkeypatch):
             self.text = next(answers)
 
     monkeypatch.setattr(sample, "ask", Said)
-    monkeypatch.setattr(sample, "why", lambda *_: {"clips": [{"clip": 2}, {"clip": 1}]})
+    monkeypatch.setattr(sample, "why", lambda *_: [{"clip": 2}, {"clip": 1}])
     assert named_first(net, tmp_path / "bench.jsonl") == (2, 3, 4)
 
 
