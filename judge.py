@@ -105,7 +105,7 @@ class Written:
         for number, row in read_values(path, stop):
             where = f"{path}: row {number}"
             id = row.get("id") if isinstance(row, dict) else None
-            expect(type(id) in (str, int), where, "an object with an id", f"{row!r:.80}")
+            expect(type(id) in (str, int), where, "an object with an id", row, 80)
             expect(str(id) not in rows, where, "each id once", repr(id))
             rows[str(id)] = where, row
         there = dict.fromkeys(name for _, row in rows.values() for name in row)
@@ -114,9 +114,8 @@ class Written:
         wanted = f"answers named {', '.join(names)}, or --answer-field NAME"
         expect(name, path, wanted, f"{', '.join(there) or 'nothing':.200}")
         for where, row in rows.values():
-            answer = row.get(name)
-            fine = answer is None or isinstance(answer, str)
-            expect(fine, f"{where}: {name}", "a text", f"{answer!r:.80}")
+            fine = row.get(name) is None or isinstance(row[name], str)
+            expect(fine, f"{where}: {name}", "a text", row.get(name), 80)
         self.said = {id: row.get(name) for id, (_, row) in rows.items()}
         self.hashes = {"answers": hash_of(self.said)}
         self.name = f"{Path(path).name} {self.hashes['answers'][:16]}"
@@ -179,20 +178,12 @@ class Asking:
         """The answer to each row, None where it could not be had."""
         if isinstance(self.who, Written):
             return [self.who.said.get(row["id"]) for row in rows]
-        about = [self.about(row) for row in rows]
-        keys = [hash_of(each) for each in about]
-        kept = zip(keys, map(self.journal.recall, about))
-        said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
-        places = {key: i for i, key in enumerate(keys) if key not in said}
-        show = progress(label, len(places), unit="items", scale=1)
-        new = ((i, rows[i]) for i in places.values())
-        for i, answer in self.who.answers(to_ask(new, self.root)):
-            if isinstance(answer, BadInput):
-                warn(f"{rows[i]['id']}: {answer}")
-            else:
-                said[keys[i]] = self.journal.keep(about[i], content=answer)["content"]
-            show(1)
-        return [said.get(key) for key in keys]
+
+        def answers(new):
+            return self.who.answers(to_ask(((i, rows[i]) for i in new), self.root))
+
+        asked = list(map(self.about, rows))
+        return ask_once(self.journal, asked, [row["id"] for row in rows], answers, label)
 
     def about(self, row) -> dict:
         """All that an answer depends on; of a clip, its place and whether it has changed."""
@@ -200,6 +191,24 @@ class Asking:
         return {"model": self.who.name, "how": self.who.how, "most": self.who.most,
                 "clips": stamps, "messages": conversation(row)[:-1],
                 "layout": row.get("layout")}  # fmt: skip
+
+
+def ask_once(journal, asked, names, answers, label) -> list[str | None]:
+    """What the journal holds of each thing that is asked, or what answers(numbers of the others)
+    gives, one (number, text) after the other: each is on the disk before the next comes, and what
+    is the same is asked once. A BadInput in the place of a text is told of by its name."""
+    keys = [hash_of(each) for each in asked]
+    kept = zip(keys, map(journal.recall, asked))
+    said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
+    new = {key: i for i, key in enumerate(keys) if key not in said}.values()
+    show = progress(label, len(new), unit="items", scale=1)
+    for i, answer in answers(new) if new else ():
+        if isinstance(answer, BadInput):
+            warn(f"{names[i]}: {answer}")
+        else:
+            said[keys[i]] = journal.keep(asked[i], content=answer)["content"]
+        show(1)
+    return [said.get(key) for key in keys]
 
 
 def asked_of(row) -> str:
@@ -257,17 +266,10 @@ def as_given(row, order, answer) -> str:
 
 def elect(gold, answers) -> str | None:
     values = [parse(gold, answer) for answer in answers]
-    votes = Counter(map(repr_of, (value for value in values if value is not None)))
-    if not votes:
-        return answers[0] if answers else None
-    best = votes.most_common(1)[0][0]
-    read = ((a, value) for a, value in zip(answers, values) if value is not None)
-    return next(answer for answer, value in read if repr_of(value) == best)
-
-
-def repr_of(value) -> str:
-    """A parsed value as something to count by; sets have no order."""
-    return repr(sorted(value)) if isinstance(value, (set, frozenset)) else repr(value)
+    read = [i for i, value in enumerate(values) if value is not None]
+    if read:
+        return answers[max(read, key=lambda i: values.count(values[i]))]
+    return answers[0] if answers else None
 
 
 def seed_of(row) -> int:
@@ -401,26 +403,25 @@ class Judge:
     def ask_all(self, prompts, sample=0, most=SHORT) -> list[str | None]:
         """The reply to each, many asked at once and none twice. None: there was no whole reply, or
         no prompt."""
-        prompts, said = list(prompts), {None: None}
+        prompts = list(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt is not None]
-        show = progress(self.name, len(new), unit="replies", scale=1)
-        for prompt, reply in self.replies(new, sample, most):
-            said[prompt] = reply
-            show(1)
-        return [said[prompt] for prompt in prompts]
+        said = dict(zip(new, self.replies(new, sample, most)))
+        return [said.get(prompt) for prompt in prompts]
 
 
 class ServedJudge(Judge):
     """A model behind an OpenAI-compatible server."""
 
-    def __init__(self, url, model, journal, threads=8, per_minute=0):
+    def __init__(self, url, model, args, journal):
         super().__init__(model, masked(url), journal)
-        self.service, self.threads = Service(url, model, journal, per_minute), threads
+        self.service, self.threads = Service(url, model, journal, args.per_minute), args.concurrency
 
     def replies(self, prompts, sample, most):
+        show = progress(self.name, len(prompts), unit="replies", scale=1)
         with ThreadPoolExecutor(self.threads) as pool:
-            said = pool.map(lambda prompt: self.ask(prompt, sample, most), prompts)
-            yield from zip(prompts, said)
+            for reply in pool.map(lambda prompt: self.ask(prompt, sample, most), prompts):
+                show(1)
+                yield reply
 
     def ask(self, prompt, sample, most):
         messages = [{"role": "user", "content": prompt}]
@@ -448,23 +449,17 @@ class LocalJudge(Judge):
         return load_net(self.flags)
 
     def replies(self, prompts, sample, most):
-        about = {"model": self.name, "how": self.how, "sample": sample, "most": most}
-        new = []
-        for prompt in prompts:
-            kept = self.journal.recall({**about, "prompt": prompt})
-            if kept:
-                yield prompt, kept["content"]
-            else:
-                new.append((prompt, [{"role": "user", "content": prompt}], []))
         # what is drawn is drawn alone, whoever is asked beside it
         how = {"temperature": 1.0, "seed": sample, "batch_rows": 1} if sample else {}
-        for prompt, reply in answer_all(self.net, new, max_new_tokens=most, **how) if new else ():
-            if isinstance(reply, BadInput):
-                warn(f"{self.name}: {reply}")
-                reply = None
-            else:
-                self.journal.keep({**about, "prompt": prompt}, content=reply)
-            yield prompt, reply
+
+        def answers(new):
+            items = ((i, [{"role": "user", "content": prompts[i]}], []) for i in new)
+            return answer_all(self.net, items, max_new_tokens=most, **how)
+
+        about = {"model": self.name, "how": self.how, "sample": sample, "most": most}
+        asked = [{**about, "prompt": prompt} for prompt in prompts]
+        names = [self.name] * len(prompts)
+        return ask_once(self.journal, asked, names, answers, self.name)
 
 
 def add_judge_flags(parser):
@@ -509,9 +504,8 @@ def judges_of(args) -> list:
     journal, names = Journal(args.out / "marks.jsonl"), iter(args.model)
     if urls:
         leave_at_once()
-    pace = (args.concurrency, args.per_minute)
     judges = [
-        ServedJudge(llm, next(names), journal, *pace) if llm in urls
+        ServedJudge(llm, next(names), args, journal) if llm in urls
         else LocalJudge(llm, args, journal)
         for llm in args.llm
     ]  # fmt: skip
@@ -532,21 +526,22 @@ def mark_prompts(row, answer) -> list[str]:
 
 
 def mark_all(judge, rows, said) -> list[dict | None]:
-    """The marks of each answer, None where it is missing: nobody is asked about what was not
-    said."""
-    asked = [None if answer is None else mark_prompts(row, answer)
-             for row, answer in zip(rows, said)]  # fmt: skip
-    replies = iter(judge.ask_all(prompt for pair in asked for prompt in pair or ()))
-    return [pair and marks_in([next(replies) for _ in pair]) for pair in asked]
+    """What the two prompts make of each answer: each mark, their mean as it is (1 to 5) and as a
+    share (0 to 1), which there is only where both could be read. None where an answer is missing:
+    nobody is asked about what was not said."""
+    asked = [() if answer is None else mark_prompts(row, answer) for row, answer in zip(rows, said)]
+    replies, found = iter(judge.ask_all(prompt for pair in asked for prompt in pair)), []
+    for pair in asked:
+        told = [next(replies) for _ in pair]
+        marks = list(map(read_mark, told))
+        raw = None if None in marks else mean(marks)
+        known = {"marks": marks, "raw": raw, "share": share_of(raw), "replies": told}
+        found.append(known if pair else None)
+    return found
 
 
-def marks_in(replies) -> dict:
-    """What the two prompts make of an answer: each mark, their mean as it is (1 to 5) and as a
-    share (0 to 1), which there is only where both could be read."""
-    marks = [read_mark(reply) for reply in replies]
-    raw = None if None in marks else sum(marks) / len(marks)
-    share = None if raw is None else (raw - 1) / 4
-    return {"marks": marks, "raw": raw, "share": share, "replies": replies}
+def share_of(mark) -> float | None:
+    return None if mark is None else (mark - 1) / 4
 
 
 def mark_counts(marks) -> dict:
@@ -598,7 +593,7 @@ def majority_of_three(votes) -> bool | None:
 class Bench(NamedTuple):
     layout: str  # what --data DIR holds
     files: tuple  # the names, or patterns, of those that hold the rows
-    raws: Callable  # (files, DIR, refuse) -> (file, number, row as published), one by one
+    raws: Callable  # (file, DIR, refuse) -> (number, row as published), one by one
     make: Callable  # (row as published, number, file, where a clip is) -> a row or several
     official: Callable | None = None  # (rows, said, judges, DIR) -> Official; None: none published
     needs: str = ""  # what that rule asks for, if its rows do: "llm", "embeddings" or "loglik"
@@ -611,10 +606,11 @@ class Bench(NamedTuple):
         files = find_files(data, *self.files) if there else []
         found = ", ".join(there[:6]) + ", ..." * (len(there) > 6) or "nothing"
         expect(files, f"--data {data}", self.layout, found)
-        for file, number, raw in self.raws(files, data, refuse):
+        raws = ((file, *each) for file in files for each in self.raws(file, data, refuse))
+        for file, number, raw in raws:
             where = f"{file}: row {number}"
             try:
-                expect(isinstance(raw, dict), "row", "an object", f"{raw!r:.80}")
+                expect(isinstance(raw, dict), "row", "an object", raw, 80)
                 where += f" ({raw['id']})" if "id" in raw else ""
                 made = self.make(raw, number, file, partial(clip_at, data, file))
                 for row in made if isinstance(made, list) else [made]:
@@ -633,16 +629,12 @@ class Official(NamedTuple):
     beside: list = []  # of each row, what second models made of its answer: name -> value
 
 
-def from_json(files, data, refuse):
-    for file in files:
-        for number, raw in read_values(file, refuse):
-            yield file, number, raw
+def from_json(file, data, refuse):
+    return read_values(file, refuse)
 
 
-def from_csv(files, data, refuse, columns):
-    for file in files:
-        for number, raw in enumerate(read_table(file, columns), 1):
-            yield file, number, raw
+def from_csv(file, data, refuse, columns):
+    return enumerate(read_table(file, columns), 1)
 
 
 @lru_cache(maxsize=1)
@@ -677,10 +669,6 @@ def example(source, id, task, clips, said, skill=None, licences=(), /, **meta) -
     return {**about, **said, "licences": list(licences), "meta": known(meta)}
 
 
-def with_choices(question, choices) -> str:
-    return "\n".join([question, *(f"({chr(65 + i)}) {text}" for i, text in enumerate(choices))])
-
-
 def choice_question(question, choices, answer) -> dict:
     """A question with its choices, by our letters: some come with letters of their own, as may the
     answer, and some come twice."""
@@ -692,7 +680,8 @@ def choice_question(question, choices, answer) -> dict:
     value = answer if answer in bare else re.sub(f"^{letter}", "", answer)
     expect(value in bare, "answer", f"one of {choices!r:.80}", repr(answer))
     gold = {"type": "choice", "value": value, "choices": bare}
-    asked = with_choices(question, bare)
+    listed = (f"({chr(65 + i)}) {text}" for i, text in enumerate(bare))
+    asked = "\n".join([question, *listed])
     return {"question": asked, "answer": value, "choices": bare, "gold": gold}
 
 
@@ -704,15 +693,14 @@ def open_question(question, reference, slots=()) -> dict:
     return {"question": question, "answer": reference, "gold": gold}
 
 
-def breakdown(rows, scores, fields) -> dict:
-    """The mean of all, and of those that share a value of one of these fields of meta."""
+def breakdown(rows, scores) -> dict:
+    """The mean of all, and of those that share what their meta says beside what was published."""
     groups = defaultdict(list)
     for row, value in zip(rows, scores):
-        if value is not None:
-            named = [f"{field}: {row['meta'][field]}" for field in fields if field in row["meta"]]
-            for name in ["total", *named]:
-                groups[name].append(value)
-    return {name: sum(values) / len(values) for name, values in groups.items()}
+        named = [f"{field}: {row['meta'][field]}" for field in row["meta"] if field != "published"]
+        for name in ["total", *named] if value is not None else ():
+            groups[name].append(value)
+    return {name: mean(values) for name, values in groups.items()}
 
 
 def second_model(judges, way, bench, flag) -> list:
@@ -721,6 +709,12 @@ def second_model(judges, way, bench, flag) -> list:
     if not found:
         raise BadInput(f"official mode of {bench} needs {flag}")
     return found
+
+
+def mean(values) -> float | None:
+    """Of those that are known, if any are."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def counted(number, what) -> list[str]:
@@ -769,7 +763,10 @@ Sound2: {1}
 Answer "Yes" if both sounds are presented in the story. Otherwise, answer "No".""",
 }
 MAE_ENDING = '\nYour answer should be a single "Yes" or "No". Do not output anything else.'
-MAE_FORMS = {"yesno": r"(?i)\W*(yes|no)\W*", "which": r"(?i)\W*audio\s*([12])\W*"}
+MAE_CLOSED = {
+    "yesno": ("one Yes or No", r"(?i)\W*(yes|no)\W*"),
+    "which": ("one Audio1 or Audio2", r"(?i)\W*audio\s*([12])\W*"),
+}
 
 
 def mae_row(raw, number, file, clip) -> dict:
@@ -779,20 +776,21 @@ def mae_row(raw, number, file, clip) -> dict:
     check_fields(raw, {"audio1": str, "audio2": str, "question": str}, {})
     labels, reference = raw.get("labels") or [], raw.get("reference") or ""
     labels = labels if isinstance(labels, list) else [labels]
-    expect(fits([reference or "-", *labels], [str]), "labels, reference", "texts", f"{raw!r:.80}")
+    expect(fits([reference or "-", *labels], [str]), "labels, reference", "texts", raw, 80)
     if kind in MAE_PROMPTS:
-        expect(len(labels) == 2, "labels", "two texts", f"{labels!r:.80}")
+        expect(len(labels) == 2, "labels", "two texts", labels, 80)
         slots = [[label] for label in labels] if kind == "story" else ()
         said = open_question(raw["question"], reference or "; ".join(labels), slots)
     else:
-        given = [re.fullmatch(MAE_FORMS[kind], text) for text in (reference, *labels)]
+        wanted, form = MAE_CLOSED[kind]
+        given = [re.fullmatch(form, text) for text in (*labels, reference)]
         answers = {match[1].lower() for match in given if match}
-        wanted = "one Yes or No" if kind == "yesno" else "one Audio1 or Audio2"
-        expect(len(answers) == 1, "labels, reference", wanted, f"{[*labels, reference]!r:.80}")
-        value = answers.pop()
-        gold = ("yesno", value) if kind == "yesno" else ("clip", int(value))
-        said = {"question": raw["question"], "gold": dict(zip(("type", "value"), gold))}
-        said["answer"] = value.capitalize() if kind == "yesno" else f"Audio{value}"
+        expect(len(answers) == 1, "labels, reference", wanted, [*labels, reference], 80)
+        (word,) = answers
+        gold = {"type": "yesno", "value": word}
+        if kind == "which":
+            word, gold = f"audio{word}", {"type": "clip", "value": int(word)}
+        said = {"question": raw["question"], "answer": word.capitalize(), "gold": gold}
     clips, id = [clip(raw["audio1"]), clip(raw["audio2"])], f"{name}-{number}"
     licences = ["its sources'; not to be re-released"]
     return example("mae", id, name, clips, said, task, licences, labels=labels)
@@ -801,17 +799,16 @@ def mae_row(raw, number, file, clip) -> dict:
 def official_mae(rows, said, judges, data) -> Official:
     """Whatever commits to no answer is one: "No", or "Audio1". An open answer is right if the
     judge, asked three times, mostly says Yes. Averages are of accuracies, a set as a set."""
-    scores, figures, unread, votes = [], {}, Counter(), {}
-    asked = {i: mae_prompt(row, answer) for i, (row, answer) in enumerate(zip(rows, said))
-             if MAE[row["task"]][1] in MAE_PROMPTS}  # fmt: skip
-    if asked:
+    scores, figures, unread = [], {}, Counter()
+    prompts, votes = list(map(mae_prompt, rows, said)), [None] * len(rows)
+    if any(MAE[row["task"]][1] in MAE_PROMPTS for row in rows):
         judge = second_model(judges, "ask_all", "mae", "--llm for its open sets")[0]
-        samples = zip(*(judge.ask_all(asked.values(), sample) for sample in (1, 2, 3)))
-        votes = {i: list(map(read_yesno, replies)) for i, replies in zip(asked, samples)}
-    for i, (row, answer) in enumerate(zip(rows, said)):
+        samples = [judge.ask_all(prompts, sample) for sample in (1, 2, 3)]
+        votes = [list(map(read_yesno, replies)) for replies in zip(*samples)]
+    for row, answer, three in zip(rows, said, votes):
         kind, value = MAE[row["task"]][1], row["gold"]["value"]
         if kind in MAE_PROMPTS:
-            yes = answer is not None and majority_of_three(votes[i])
+            yes = answer is not None and majority_of_three(three)
             unread["open answers are missing, and wrong"] += answer is None
             unread[f"open answers got no verdict of {judge.name}, and are wrong"] += yes is None
             scores.append(float(yes is True))
@@ -829,24 +826,25 @@ def official_mae(rows, said, judges, data) -> Official:
     for side, sets in MAE_SIDES.items():
         there = [figures[f"{name}: accuracy"] for name in sets if f"{name}: accuracy" in figures]
         if there:
-            figures[side] = sum(there) / len(there)
+            figures[side] = mean(there)
             notes.append(f"{side} is the mean of {len(there)} of {len(sets)} sets")
-    beside = [{"votes": votes[i]} if asked.get(i) else {} for i in range(len(rows))]
+    beside = [{"votes": three} if prompt else {} for prompt, three in zip(prompts, votes)]
     return Official(scores, figures, notes, beside)
 
 
 def mae_prompt(row, answer) -> str | None:
     """What the judge is asked of an open row, if there is an answer."""
-    prompt = MAE_PROMPTS[MAE[row["task"]][1]] + MAE_ENDING
-    return None if answer is None else prompt.format(*row["meta"]["labels"], answer)
+    form = MAE_PROMPTS.get(MAE[row["task"]][1])
+    asked = form and answer is not None
+    return (form + MAE_ENDING).format(*row["meta"]["labels"], answer) if asked else None
 
 
 def mae_figures(name, mine) -> dict:
     """mine: (value of the gold, 1.0 or 0.0) of each row. F1's positive class is Yes."""
-    kind, figures = MAE[name][1], {f"{name}: accuracy": sum(right for _, right in mine) / len(mine)}
+    kind, figures = MAE[name][1], {f"{name}: accuracy": mean(right for _, right in mine)}
     for label in sorted({value for value, _ in mine}) if kind not in MAE_PROMPTS else ():
-        hits = [right for value, right in mine if value == label]
-        figures[f"{name}: recall of {label}"] = sum(hits) / len(hits)
+        hits = (right for value, right in mine if value == label)
+        figures[f"{name}: recall of {label}"] = mean(hits)
     if kind == "yesno":
         found = sum(right for value, right in mine if value == "yes")
         wrong = sum(1 - right for _, right in mine)  # each a Yes too many or too few
@@ -883,22 +881,19 @@ def token_match(answer, gold, choices) -> float:
     return float(bool(found) and wanted <= found and not found & forbidden)
 
 
-def official_tokens(rows, said, judges, data, fields) -> Official:
+def official_tokens(rows, said, judges, data) -> Official:
     pairs = [(answer, row["meta"]["published"]) for row, answer in zip(rows, said)]
     scores = [None if answer is None else token_match(answer, **kept) for answer, kept in pairs]
     notes = counted(said.count(None), "rows without an answer are passed over, not in the mean")
-    return Official(scores, breakdown(rows, scores, fields), notes)
+    return Official(scores, breakdown(rows, scores), notes)
 
 
 # --- MMAU-Pro: closed answers are read by embeddings, open ones by a judge.
 
 PRO_PARTS = {  # the "456 instances" of PolyAudio's multi-audio subset are the last of these
-    "mmau-pro": ("all categories", lambda raw: True),
-    "mmau-pro-multi": (
-        "category multi (430 published)",
-        lambda raw: raw.get("category") == "multi",
-    ),
-    "mmau-pro-several": ("several clips (456 published)", lambda raw: len(paths_of(raw)) > 1),
+    "mmau-pro": ("all categories", lambda r: True),
+    "mmau-pro-multi": ("category multi (430 published)", lambda r: r.get("category") == "multi"),
+    "mmau-pro-several": ("several clips (456 published)", lambda r: len(paths_of(r)) > 1),
 }
 PRO_PASSED = "instruction following"
 PRO_PROMPT = """\
@@ -928,7 +923,7 @@ def pro_row(raw, number, file, clip, part) -> dict | list:
     check_fields(raw, {"id": str, "category": str, "question": str}, {})
     category, paths = raw["category"], paths_of(raw)
     expect(category != PRO_PASSED, "category", "one with answers", f"{category}, passed over")
-    expect(paths and fits(paths, [str]), "audio_path", "paths", f"{paths!r:.80}")
+    expect(paths and fits(paths, [str]), "audio_path", "paths", paths, 80)
     clips = [clip(path, path.removeprefix("data/")) for path in paths]
     apart = len(clips) > 1 and category != "multi"  # 26 rows, among those on single clips
     task = f"{category} (several)" if apart else category
@@ -945,9 +940,10 @@ def official_pro(rows, said, judges, data, part) -> Official:
     """A closed answer is the choice whose embedding is nearest to its own, an empty answer too; an
     open one gets a mark out of 5. The mean is over rows, whatever their kind."""
     told, scores, beside = [answer or "" for answer in said], [None] * len(rows), [{}] * len(rows)
-    raws = from_json(find_files(Path(data), "test.jsonl"), data, lambda mistake: None)
-    raws = [raw for *_, raw in raws if isinstance(raw, dict) and PRO_PARTS[part][1](raw)]
-    passed = sum(raw.get("category") == PRO_PASSED for raw in raws)
+    files = find_files(Path(data), *BENCHES[part].files)
+    raws = [raw for file in files for _, raw in read_values(file, lambda mistake: None)]
+    mine = [raw for raw in raws if isinstance(raw, dict) and PRO_PARTS[part][1](raw)]
+    passed = sum(raw.get("category") == PRO_PASSED for raw in mine)
     notes = [f"part: {PRO_PARTS[part][0]}"]
     notes += counted(passed, f"rows of {PRO_PASSED} are passed over")
     notes += counted(said.count(None), "missing answers are judged as empty ones")
@@ -962,7 +958,9 @@ def official_pro(rows, said, judges, data, part) -> Official:
         notes.append(f"closed answers by embeddings of {embedder.name} (published: NV-Embed-v2)")
     if opened:
         judge = second_model(judges, "ask_all", part, "--llm for open answers")[0]
-        replies = judge.ask_all([pro_prompt(rows[i], told[i]) for i in opened], 0, 512)
+        asked = [PRO_PROMPT.format(question=rows[i]["question"], reference=rows[i]["answer"],
+                                   answer=told[i]) for i in opened]  # fmt: skip
+        replies = judge.ask_all(asked, 0, 512)
         marks = list(map(five_marks, replies))
         for i, five in zip(opened, marks):
             scores[i], beside[i] = overall(five), {"marks": five}
@@ -971,11 +969,7 @@ def official_pro(rows, said, judges, data, part) -> Official:
         unread = sum(None in five for five in marks)
         notes += counted(unread, "replies of the judge lack a mark, which counts as 3.0; one that "
                          "is not within 1 to 5 is taken for none, published or not")  # fmt: skip
-    return Official(scores, breakdown(rows, scores, ("category",)), notes, beside)
-
-
-def pro_prompt(row, answer) -> str:
-    return PRO_PROMPT.format(question=row["question"], reference=row["answer"], answer=answer)
+    return Official(scores, breakdown(rows, scores), notes, beside)
 
 
 def nearest(embedder, answers, choices) -> list[str]:
@@ -1014,17 +1008,17 @@ class Embedder:
     def picks(self, answers, choices) -> list[str]:
         """The nearest choice to each answer. It is what is kept on the disk, a few at a time: the
         embeddings of all would be gigabytes."""
-        asked = [{"model": self.name, "answer": answer, "choices": ways}
-                 for answer, ways in zip(answers, choices)]  # fmt: skip
-        new = [i for i, each in enumerate(asked) if not self.journal.recall(each)]
-        show = progress(self.name, len(new), unit="answers", scale=1)
-        for start in range(0, len(new), 32):
-            part = new[start : start + 32]
-            found = nearest(self, [answers[i] for i in part], [choices[i] for i in part])
-            for i, pick in zip(part, found):
-                self.journal.keep(asked[i], content=pick)
-                show(1)
-        return [self.journal.recall(each)["content"] for each in asked]
+
+        def found(new):
+            new = list(new)
+            for start in range(0, len(new), 32):
+                part = new[start : start + 32]
+                picks = nearest(self, [answers[i] for i in part], [choices[i] for i in part])
+                yield from zip(part, picks)
+
+        pairs = zip(answers, choices)
+        asked = [{"model": self.name, "answer": told, "choices": ways} for told, ways in pairs]
+        return ask_once(self.journal, asked, asked, found, self.name)
 
     def embed(self, texts) -> list[list[float]]:
         vectors, key = [], os.environ.get("OPENAI_API_KEY") or None
@@ -1122,7 +1116,7 @@ def official_adiff(rows, said, judges, data) -> Official:
         figures[f"{task}: BLEU-4"] = bleu4(*pairs)
         if program:
             values = program.spice(*pairs)
-            figures[f"{task}: SPICE"] = sum(values) / len(values)
+            figures[f"{task}: SPICE"] = mean(values)
             for i, value in zip(mine, values):
                 beside[i] = {"spice": value}
     notes = ["a figure is of a whole set, not the mean of its items; one reference an item"]
@@ -1258,11 +1252,6 @@ def jasco_rows(raw, number, file, clip) -> list[dict]:
     return rows
 
 
-def jasco_prompt(row, answer) -> str:
-    told = {column: row["meta"][column] for column in JASCO_COLUMNS}
-    return JASCO_PROMPT.format(**told, question=row["question"], prediction=answer)
-
-
 def oriented(reply) -> list[str]:
     return re.findall(rf"orientation:\W*({'|'.join(ORIENTATIONS)})", reply.lower())
 
@@ -1293,8 +1282,10 @@ def official_jasco(rows, said, judges, data) -> Official:
     """Best-mean: of each clip the best of its eight ratings, from 0 to 2, the mean over clips, then
     over judges. Beside it how many answers lean on what, of those that lean on something."""
     figures, notes, ratings, beside = {}, [], [], [{} for _ in rows]
-    judges, pairs = second_model(judges, "ask_all", "jasco", "--llm"), zip(rows, said)
-    prompts = [answer if answer is None else jasco_prompt(row, answer) for row, answer in pairs]
+    judges, prompts = second_model(judges, "ask_all", "jasco", "--llm"), []
+    for row, answer in zip(rows, said):
+        told = {**row["meta"], "question": row["question"], "prediction": answer}
+        prompts.append(None if answer is None else JASCO_PROMPT.format(**told))
     for judge in judges:
         replies = judge.ask_all(prompts, 0, 1000)
         replies = list(map(jasco_reply, replies, judge.ask_all(map(jasco_again, replies))))
@@ -1302,19 +1293,17 @@ def official_jasco(rows, said, judges, data) -> Official:
         for row, reply, told in zip(rows, replies, beside):
             best[row["meta"]["clip"]] = max(best[row["meta"]["clip"]], reply[0] or 0)
             told[judge.name] = reply
-        figures[f"{judge.name}: best-mean"] = sum(best.values()) / len(best)
+        figures[f"{judge.name}: best-mean"] = mean(best.values())
         for way in ("audio", "speech", "both"):
             figures[f"{judge.name}: {way}"] = leaning[way] / max(1, leaning.total())
         ratings.append([rating for rating, _ in replies])
         gone = ratings[-1].count(None)
         notes += counted(gone, f"answers got no rating of {judge.name}, as good as 0")
     for name in ("best-mean", "audio", "speech", "both"):
-        figures[name] = sum(figures[f"{judge.name}: {name}"] for judge in judges) / len(judges)
+        figures[name] = mean(figures[f"{judge.name}: {name}"] for judge in judges)
     notes.append("judged at temperature 0 and without a system message (published: 1.0, by "
                  "Llama-3.1-70B, Qwen2.5-72B and Mistral-123B)")  # fmt: skip
-    given = [[rating for rating in each if rating is not None] for each in zip(*ratings)]
-    scores = [sum(each) / len(each) if each else None for each in given]
-    return Official(scores, figures, notes, beside)
+    return Official(list(map(mean, zip(*ratings))), figures, notes, beside)
 
 
 # --- CompA: two clips, or three, of the same sounds, and a caption of each. A model that can say
@@ -1368,9 +1357,9 @@ def official_compa(rows, said, judges, data) -> Official:
     whole = [compa(each) if each else lost for each in said]
     figures = {}
     for i, name in enumerate(("text", "audio", "group")):
-        figures[name] = sum(each[i] for each in pairs) / len(rows)
+        figures[name] = mean(each[i] for each in pairs)
         if triplets:
-            figures[f"{name}, triplets whole"] = sum(each[i] for each in whole) / len(rows)
+            figures[f"{name}, triplets whole"] = mean(each[i] for each in whole)
     notes = ["chance: 0.25 text, 0.25 audio, 0.167 group; of a triplet 0.037, 0.037, 0.017"]
     notes.append("by log-likelihood per token of a caption (published: the cosine of CLAP)")
     notes += counted(triplets, "rows are triplets, of which the published rule sees a pair")
@@ -1382,10 +1371,8 @@ def official_compa(rows, said, judges, data) -> Official:
 # a model may have been trained on stands apart. For sounds no way to read an answer is published.
 
 
-def from_transcripts(files, data, refuse):
-    for file in files:
-        for number, (id, text) in enumerate(transcripts(file), 1):
-            yield file, number, {"id": id, "transcript": text}
+def from_transcripts(file, data, refuse):
+    return enumerate(({"id": id, "transcript": text} for id, text in transcripts(file)), 1)
 
 
 def read_row(raw, number, file, clip) -> dict | list:
@@ -1399,13 +1386,13 @@ def read_row(raw, number, file, clip) -> dict | list:
     return example("librispeech", raw["id"], task, clips, said, None, licences)
 
 
-def from_corpus(files, data, refuse, name):
-    real = Path(os.path.realpath(data))
-    clips = list(CORPORA[name].read(real, audio_under(str(real))))
+def from_corpus(file, data, refuse, name):
+    real = os.path.realpath(data)
+    clips = list(CORPORA[name].read(file.parent.parent, audio_under(real)))
     labels = sorted({label for clip in clips for label in clip["labels"]})
     for number, clip in enumerate(clips, 1):
         path = os.path.relpath(clip["path"], real) if clip["path"] else f"{clip['id']}.wav"
-        yield files[0], number, {**clip, "path": path, "choices": labels}
+        yield number, {**clip, "path": path, "choices": labels}
 
 
 def heard_row(raw, number, file, clip, name) -> dict:
@@ -1449,7 +1436,7 @@ BENCHES = {
     "mmau": Bench(
         "mmau-test-mini.json, test-mini-audios/*.wav", ("mmau-test-mini.json",), from_json,
         partial(choice_row, source="mmau", audio="audio_id", fields=MMAU_FIELDS),
-        partial(official_tokens, fields=MMAU_FIELDS),
+        official_tokens,
     ),
     **{
         part: Bench(
@@ -1462,7 +1449,7 @@ BENCHES = {
     "mmar": Bench(
         "MMAR-meta.jsonl, and the clips that its audio_path names", ("MMAR-meta.jsonl",), from_json,
         partial(choice_row, source="mmar", audio="audio_path", fields=MMAR_FIELDS),
-        partial(official_tokens, fields=MMAR_FIELDS),
+        official_tokens,
     ),
     "adiff": Bench(
         "{ACD/test,CLD/evaluation}_adiff_{fewwords,sentence,detail}_answer.csv, "
@@ -1597,8 +1584,8 @@ def averages(tasks, items) -> dict:
     found = {"macro": float(np.mean([scores.mean() for scores in by_task])),
              "weighted": float(np.concatenate(by_task).mean()), **interval(macro)}  # fmt: skip
     for name in MEANS:
-        known = [task[name] for task in tasks.values() if task.get(name) is not None]
-        found |= {name: float(np.mean(known))} if known else {}
+        given = [task[name] for task in tasks.values() if task.get(name) is not None]
+        found |= {name: float(np.mean(given))} if given else {}
     return found
 
 
@@ -1615,18 +1602,14 @@ def summary(items) -> dict:
         "majority": majority(items),
     }
     for name in TASK_MEANS:
-        known = [item[name] for item in items if item.get(name) is not None]
         if any(name in item for item in items):
-            found[name] = sum(known) / len(known) if known else None
+            found[name] = mean(item.get(name) for item in items)
     return {**found, **marks_of(items), **second_looks(items)}
 
 
 def second_looks(items) -> dict:
     """Means over the items that have one; errors in transcripts by the words that were said."""
-    found = {}
-    for name in ("kendall", "error", "iou"):
-        known = [item[name] for item in items if name in item]
-        found |= {name: sum(known) / len(known)} if known else {}
+    found = {name: mean(item.get(name) for item in items) for name in ("kendall", "error", "iou")}
     rates = [(len(words(item["gold"]["value"])), item["wer"]) for item in items if "wer" in item]
     if rates:
         found["wer"] = sum(n * wer for n, wer in rates) / sum(n for n, _ in rates)
@@ -1634,20 +1617,18 @@ def second_looks(items) -> dict:
     if told:
         references = [[item["gold"]["value"]["text"]] for item in told]
         found["bleu-4"] = bleu4(references, [without_thoughts(i["answer"] or "") for i in told])
-    return found
+    return known(found)
 
 
 def marks_of(items) -> dict:
     """Of each language model that marked: how many of its replies could be read, the mean mark,
-    and what that is as a share, (s - 1) / 4."""
+    and what that is as a share."""
     found = {}
     for name in dict.fromkeys(name for item in items for name in item.get("marks") or {}):
         marks = [(item.get("marks") or {}).get(name) for item in items]
-        raw = [mark["raw"] for mark in marks if mark and mark["raw"] is not None]
-        mean = sum(raw) / len(raw) if raw else None
-        share = None if mean is None else (mean - 1) / 4
-        found[name] = {**mark_counts(marks), "raw": mean, "share": share}
-    return {"marks": found} if found else {}
+        raw = mean(mark["raw"] for mark in marks if mark)
+        found[name] = {**mark_counts(marks), "raw": raw, "share": share_of(raw)}
+    return known({"marks": found})
 
 
 def majority(items) -> float:
@@ -1956,14 +1937,6 @@ def page_items(reports, folder, embed) -> list[dict]:
     return list(found.values())
 
 
-def columns_of(founds) -> list[str]:
-    """Every column in which one of them has a number, the known ones first."""
-    numbers = {name for found in founds for name in found if type(found[name]) in (int, float)}
-    numbers |= {"95 %"} if "low" in numbers else set()
-    names = [*COLUMNS, *sorted(numbers - COLUMNS.keys() - {"low", "high"})]
-    return [name for name in names if name in numbers]
-
-
 def cell(found, column) -> str:
     if column == "95 %" and found.get("low") is not None:
         return f"{found['low']:.3f} to {found['high']:.3f}"
@@ -1988,7 +1961,11 @@ def bar(found, name, hue) -> str:
 
 def drawn(title, groups, several) -> str:
     """A table: {a group: what each report found there}, with a bar wherever there is a score."""
-    columns = columns_of([found for founds in groups.values() for found in founds])
+    every = [found for founds in groups.values() for found in founds]
+    numbers = {name for found in every for name in found if type(found[name]) in (int, float)}
+    numbers |= {"95 %"} if "low" in numbers else set()
+    columns = [*COLUMNS, *sorted(numbers - COLUMNS.keys() - {"low", "high"})]
+    columns = [name for name in columns if name in numbers]
     bars = "score" in columns
     heads, lines = [title, *several * ["report"], *bars * ["0 to 1"], *columns], []
     for group, founds in groups.items():
@@ -2010,10 +1987,8 @@ def drawn(title, groups, several) -> str:
 def marked(found) -> dict:
     """What a report found, its marks as columns; a judge's name in them where there are several."""
     marks, columns = found.get("marks", {}), {}
-    for name, mark in marks.items():
-        columns |= {
-            what + f" by {name}" * (len(marks) > 1): mark[what] for what in ("raw", "share")
-        }
+    for name, what in product(marks, ("raw", "share")):
+        columns[what + f" by {name}" * (len(marks) > 1)] = marks[name][what]
     return {**found, **columns}
 
 
@@ -2079,12 +2054,9 @@ chosen here.</p>
 
 def chosen_by(name, options) -> str:
     """A field of the filter; options are {value: what is shown}."""
-    lines = (
-        f'<option value="{shown(value)}">{shown(options[value])}</option>' for value in options
-    )
-    return (
-        f'<label>{name}<select name="{name}" autocomplete="off">{"".join(lines)}</select></label>'
-    )
+    lines = (f'<option value="{shown(it)}">{shown(told)}</option>' for it, told in options.items())
+    field = f'<select name="{name}" autocomplete="off">{"".join(lines)}</select>'
+    return f"<label>{name}{field}</label>"
 
 
 def write_page(path, reports, embed=0, differences=None):
@@ -2131,7 +2103,7 @@ def read_report(path) -> dict:
     said = {name: report[name] for name in report if name not in DRAWN}
     about = {"name": Path(path).stem, "root": ".", **said}
     for name in ("name", "root"):
-        expect(isinstance(about[name], str), f"{path}: {name}", "a text", f"{about[name]!r:.80}")
+        expect(isinstance(about[name], str), f"{path}: {name}", "a text", about[name], 80)
     items, seen = [], set()
     for number, item in enumerate(report["items"], 1):
         where = f"{path}: item {number}"
@@ -2146,29 +2118,28 @@ def read_report(path) -> dict:
 
 
 def read_item(item, where) -> dict:
-    expect(fits(item, ITEM) and "answer" in item, "item", "one of judge.py", f"{item!r:.80}")
+    expect(fits(item, ITEM) and "answer" in item, "item", "one of judge.py", item, 80)
     asked = {name: item[name] for name in (*ITEM, "choices") if name in item}
     about = {"answer": item["reference"], "source": "report", "licences": []}
     row, answer = as_example({**asked, **about}, where, None), item["answer"]
-    expect(answer is None or isinstance(answer, str), "answer", "a text", f"{answer!r:.80}")
+    expect(answer is None or isinstance(answer, str), "answer", "a text", answer, 80)
     columns = {name: item[name] for name in (*TASK_MEANS, "names_index") if name in item}
     for name, value in columns.items():
-        expect(fits(value, float | bool | None), name, "a number", f"{value!r:.80}")
+        expect(fits(value, float | bool | None), name, "a number", value, 80)
     beside = item.get("beside") or {}
     fine = fits(beside, dict) and fits(beside.get("votes", []), [bool | None])
-    expect(fine, "beside", "what second models said", f"{beside!r:.80}")
+    expect(fine, "beside", "what second models said", beside, 80)
     marks = item.get("marks") or {}
     fine = isinstance(marks, dict)
     fine = fine and all(mark is None or fits(mark, MARKED) for mark in marks.values())
-    expect(fine, "marks", "a model's name, and its marks", f"{marks!r:.80}")
+    expect(fine, "marks", "a model's name, and its marks", marks, 80)
     kept = {name: value for name, value in (("beside", beside), ("marks", marks)) if value}
     return {**judged(row, answer), **columns, **kept}
 
 
 def difference(a, b, draws, n) -> dict:
-    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
     better = float((draws > 1e-12).mean())  # a tie is not better, nor is what rounding makes of one
-    return {"A": a, "B": b, "B - A": b - a, "low": low, "high": high, "B better": better, "n": n}
+    return {"A": a, "B": b, "B - A": b - a, **interval(draws), "B better": better, "n": n}
 
 
 def compared(one, two) -> dict:
@@ -2226,9 +2197,8 @@ def add_compare(commands):
     parser = commands.add_parser("compare", help="two reports, item by item: which is better?")
     parser.add_argument("reports", nargs=2, metavar="NAME.json", help="A and B")
     parser.add_argument("--html", metavar="FILE", help="write a page with both side by side, too")
-    parser.add_argument(
-        "--embed", type=int, default=0, metavar="N", help="put the first N items' clips into it"
-    )
+    told = "put the first N items' clips into it"
+    parser.add_argument("--embed", type=int, default=0, metavar="N", help=told)
     parser.set_defaults(run=run_compare)
 
 
@@ -2248,6 +2218,7 @@ def add_agree(parser):
     add("--out", type=Path, metavar="FILE", help="of --make, default: sheet.csv")
     add("--seed", type=int, default=0, metavar="S", help="of --make, another one, other items")
     # fmt: on
+    parser.set_defaults(run=run_agree)
 
 
 def run_agree(args):
@@ -2344,7 +2315,7 @@ def agreement(items, sheet, path) -> list[str]:
     """Lines that tell how each judge agrees with people, and people among themselves."""
     given = {i: [v for v in cells if v is not None] for i, cells in sheet.items()}
     yesno = any(isinstance(v, bool) for values in given.values() for v in values)
-    people = {i: sum(values) / len(values) for i, values in given.items() if values}
+    people = {i: mean(values) for i, values in given.items() if values}
     names = dict.fromkeys(name for i in people for name in verdicts(items[i]))
     lines = []
     for name in names:
@@ -2405,20 +2376,25 @@ def fleiss_kappa(items) -> float | None:
     total = sum(counts, Counter())
     expected = sum(n * n for n in total.values()) / total.total() ** 2
     pairs = [sum(n * (n - 1) for n in c.values()) / c.total() / (c.total() - 1) for c in counts]
-    return (sum(pairs) / len(pairs) - expected) / (1 - expected) if expected < 1 else None
+    return (mean(pairs) - expected) / (1 - expected) if expected < 1 else None
 
 
 def by_pairs(items) -> float | None:
     """The share of items on which two annotators agree, a mean over all pairs of annotators."""
     shares = []
-    for one, other in combinations(zip(*items), 2):
-        both = [a == b for a, b in zip(one, other) if a is not None and b is not None]
-        shares += [sum(both) / len(both)] if both else []
-    return sum(shares) / len(shares) if shares else None
+    for pair in combinations(zip(*items), 2):
+        shares.append(mean(a == b for a, b in zip(*pair) if a is not None and b is not None))
+    return mean(shares)
 
 
 # ------------------------------------------------------------------------------------------------
 # The whole way: from a bench and one who answers to DIR/NAME.json and DIR/NAME.html.
+
+
+SETTINGS = (  # the flags that decide what comes out
+    "data", "mode", "items", "most", "answer_field", "view", "late_fusion", "vote", "text_only",
+    "permute", "option_shuffle", "device", "dtype", "adapter",
+)  # fmt: skip
 
 
 def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
@@ -2472,13 +2448,22 @@ def asked_items(args, asking, rows, bench) -> list[dict]:
         for row, item, answer in zip(rows, items, deaf):
             item["text-only"] = answer and score(row["gold"], answer) or 0.0
     literal = args.permute == "literal"
-    changes = {"permuted": args.permute and (lambda row: permuted(row, literal)),
-               "options": args.option_shuffle and options_shuffled}  # fmt: skip
-    for name, change in changes.items():
-        if change:
-            places = [(i, moved) for i, row in enumerate(rows) if (moved := change(row))]
-            again = ask_as_told(args, asking, [moved for _, moved in places], bench, name)
-            compare_changed(rows, items, name, zip(places, again), literal)
+    for name, column, change in (
+        ("permuted", "flips", args.permute and (lambda row: permuted(row, literal))),
+        ("options", "option-flips", args.option_shuffle and options_shuffled),
+    ):
+        if not change:
+            continue
+        moved = [change(row) for row in rows]
+        again = iter(ask_as_told(args, asking, list(filter(None, moved)), bench, name))
+        for row, item, other in zip(rows, items, moved):
+            item |= {name: None, column: None}
+            if other:
+                answer = next(again)
+                item[name] = answer and score(other["gold"], answer) or 0.0
+                item[column] = flips(row, item["answer"], other, answer, literal)
+            if name == "permuted":
+                item["names_index"] = names_index(row) if other else None
     if args.mode == "official" and BENCHES[args.bench].needs == "loglik":
         for item, matrix in zip(items, ask_likelihoods(asking, rows)):
             item["loglik"] = matrix
@@ -2496,19 +2481,19 @@ def ask_as_told(args, asking, rows, bench, label) -> list[str | None]:
 
 def ask_likelihoods(asking, rows):
     """Of rows whose captions are to be matched: compa_scores, None where they cannot be had."""
-    found, show = [], progress("likelihoods", len(rows), unit="items", scale=1)
-    for row in rows:
-        about = {**asking.about(row), "captions": row["meta"]["captions"], "gold": row["gold"]}
-        kept = asking.journal.recall(about)
-        try:
-            if not kept:
-                scores = compa_scores(asking.who.net, row, asking.root)
-                kept = asking.journal.keep(about, content=json.dumps(scores))
-        except BadInput as mistake:
-            warn(f"{row['id']}: {mistake}")
-        found.append(kept and json.loads(kept["content"]))
-        show(1)
-    return found
+
+    def scores(new):
+        for i in new:
+            try:
+                yield i, json.dumps(compa_scores(asking.who.net, rows[i], asking.root))
+            except BadInput as mistake:
+                yield i, mistake
+
+    asked = [{**asking.about(row), "captions": row["meta"]["captions"], "gold": row["gold"]}
+             for row in rows]  # fmt: skip
+    names = [row["id"] for row in rows]
+    found = ask_once(asking.journal, asked, names, scores, "likelihoods")
+    return [each and json.loads(each) for each in found]
 
 
 def in_view(rows, view, bench=()) -> list[dict]:
@@ -2523,24 +2508,11 @@ def in_view(rows, view, bench=()) -> list[dict]:
         start = places.get(row["id"], 0) + 1
         after = (heard[(start + i) % len(heard)] for i in range(len(heard)))
         other = next((other for other in after if other["clips"] != row["clips"]), None)
-        expect(
-            other, "--view shuffle-audio", "a bench with other clips", f"none beside {row['id']}"
-        )
+        found = f"none beside {row['id']}"
+        expect(other, "--view shuffle-audio", "a bench with other clips", found)
         return other
 
     return [VIEWS[view](row, stranger(row)) for row in rows]
-
-
-def compare_changed(rows, items, name, asked, literal):
-    """Into each item: how the changed row scores, and whether its answer is another."""
-    column = {"permuted": "flips", "options": "option-flips"}[name]
-    for item in items:
-        item |= {name: None, column: None} | ({"names_index": None} if name == "permuted" else {})
-    for (i, moved), answer in asked:
-        items[i][name] = answer and score(moved["gold"], answer) or 0.0
-        items[i][column] = flips(rows[i], items[i]["answer"], moved, answer, literal)
-        if name == "permuted":
-            items[i]["names_index"] = names_index(rows[i])
 
 
 def gathered(items, path, shard, shards, mark) -> list | None:
@@ -2570,7 +2542,8 @@ def run_bench(args):
     with closing(Journal(shard_file(args.out / f"{name}.asked.jsonl", shard, shards))) as journal:
         who = who_answers(args, rows, journal)
         print(clean(f"{who.name}: {who.how}"), file=sys.stderr)
-        settings, hashes = settings_of(args), {**hashes_of(rows), **who.hashes}
+        settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name)}
+        hashes = {**hashes_of(rows), **who.hashes}
         mark = hash_of([settings, who.name, hashes])[:8] + "-"
         parts = [args.out / f"{name}.items.jsonl", shard, shards, mark]
         shard_file(*parts).unlink(missing_ok=True)  # of a run before this one
@@ -2582,9 +2555,11 @@ def run_bench(args):
         print("whichever shard ends last writes the report", file=sys.stderr)
         return
     judges = judges_of(args)
+    versions = {module.__name__: module.__version__ for module in (torch, np)}
+    versions = {"python": platform.python_version(), **versions, "code": git_hash()}
     about = {"name": name, "who": who.name, "how": who.how, "bench": args.bench,
              "root": str(root.resolve()), "refused": refused, "settings": settings,
-             "hashes": hashes, "versions": versions(),
+             "hashes": hashes, "versions": versions,
              "judges": {judge.name: judge.how for judge in judges}}  # fmt: skip
     if args.mode == "official":
         about["official"] = by_the_rule(args, bench, rows, items, judges)
@@ -2597,7 +2572,10 @@ def run_bench(args):
     write_json(args.out / f"{name}.json", report)
     write_page(args.out / f"{name}.html", [report], args.embed)
     lines = table(report, args.by_n, args.by_skill) + counted(refused, "rows refused")
-    for line in (*lines, *official_lines(report), *moved_lines(items)):
+    ruled = report.get("official", {"figures": {}, "notes": []})
+    lines += [f"{name:<40}{value:>10.3f}" for name, value in ruled["figures"].items()]
+    lines += [f"note: {note}" for note in ruled["notes"]]
+    for line in (*lines, *moved_lines(items)):
         print(clean(line))
 
 
@@ -2612,13 +2590,6 @@ def by_the_rule(args, bench, rows, items, judges) -> dict:
     for item, row, value, beside in zip(items, rows, found.scores, found.beside or repeat({})):
         item |= {"official": value, "meta": row["meta"]} | ({"beside": beside} if beside else {})
     return {"figures": found.figures, "notes": found.notes}
-
-
-def settings_of(args) -> dict:
-    """The flags that decide what comes out."""
-    names = ("data", "mode", "items", "most", "answer_field", "view", "late_fusion", "vote",
-             "text_only", "permute", "option_shuffle", "device", "dtype", "adapter")  # fmt: skip
-    return {name: getattr(args, name) for name in names if getattr(args, name)}
 
 
 def check_mode(args, bench, rows):
@@ -2642,24 +2613,11 @@ def check_mode(args, bench, rows):
     expect(fine, f"--mode official of {args.bench}", "the clips and captions as they are", changed)
 
 
-def versions() -> dict:
-    """What this was computed with."""
-    packages = {module.__name__: module.__version__ for module in (torch, np)}
-    return {"python": platform.python_version(), **packages, "code": git_hash()}
-
-
 def hashes_of(rows) -> dict:
     """Of what was asked, and of the words in which a language model was."""
     asked = [[row["id"], conversation(row), row["clips"], row["gold"]] for row in rows]
     words = [PROMPTS, MAE_PROMPTS, MAE_ENDING, PRO_PROMPT, JASCO_PROMPT, JASCO_AGAIN]
     return {"rows": hash_of(asked), "prompts": hash_of(words)}
-
-
-def official_lines(report) -> list[str]:
-    found = report.get("official", {"figures": {}, "notes": []})
-    return [f"{name:<40}{value:>10.3f}" for name, value in found["figures"].items()] + [
-        f"note: {line}" for line in found["notes"]
-    ]
 
 
 def moved_lines(items) -> list[str]:
@@ -2751,23 +2709,16 @@ def check_flags(args):
     check_judges(args)
 
 
-def add_commands(commands):
-    add_compare(commands)
-    agree = commands.add_parser("agree", help="does a language model mark as people do?")
-    add_agree(agree)
-    agree.set_defaults(run=run_agree)
-    benches = commands.add_parser("benches", help="the published benches, and what DIR must hold")
-    benches.set_defaults(run=run_benches)
-
-
 def main():
-    parser = Parser(
-        description="Ask a model a whole bench, and say how good its answers are.",
-        epilog="Without a command: DIR/NAME.json and DIR/NAME.html.",
-    )
+    about = "Ask a model a whole bench, and say how good its answers are."
+    parser = Parser(description=about, epilog="Without a command: DIR/NAME.json and DIR/NAME.html.")
     add_bench_flags(parser)
     if not re.match("-(?!h$|-help$)", "".join(sys.argv[1:2])):  # else a flag, which may be mistyped
-        add_commands(parser.add_subparsers(metavar="COMMAND"))
+        commands = parser.add_subparsers(metavar="COMMAND")
+        add_compare(commands)
+        add_agree(commands.add_parser("agree", help="does a language model mark as people do?"))
+        told = "the published benches, and what DIR must hold"
+        commands.add_parser("benches", help=told).set_defaults(run=run_benches)
     args = parser.parse_args()
     args.run(args)
 
