@@ -40,7 +40,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import cached_property, lru_cache, partial, reduce
+from functools import cache, lru_cache, partial, reduce
 from html import escape
 from itertools import combinations, islice, permutations, product, repeat
 from operator import itemgetter, or_
@@ -83,9 +83,8 @@ class Network:
         self.net, self.most = load_net(args), args.most
         given = {"weights": args.weights, "adapter": args.adapter}
         self.hashes = {name: weights_hash(folder) for name, folder in given.items() if folder}
-        named = (f"{Path(given[name]).resolve().name} {found[:16]}"
-                 for name, found in self.hashes.items())  # fmt: skip
-        self.name = " with ".join(named)
+        named = ((Path(given[name]).resolve().name, self.hashes[name]) for name in self.hashes)
+        self.name = " with ".join(f"{folder} {found[:16]}" for folder, found in named)
         self.how = f"{self.net.device}, {kernels.chosen()} kernels, {self.net.dtype}"
 
     def answers(self, items):
@@ -96,8 +95,7 @@ class Written:
     """Answers in a file: an id and an answer each, by any name that other tools give it. Some write
     theirs into the bench's own rows, where what is named `answer` is the right one."""
 
-    NAMES = ("prediction", "pred", "model_output", "model_prediction", "answer_prediction",
-             "answer")  # fmt: skip
+    NAMES = "prediction pred model_output model_prediction answer_prediction answer".split()
     OWN = {"question", "choices", "gold", "reference", "clips", "audio_id", "audio_path"}
 
     def __init__(self, path, name=None):
@@ -195,8 +193,7 @@ class Asking:
 
 def ask_once(journal, asked, names, answers, label) -> list[str | None]:
     """What the journal holds of each thing that is asked, or what answers(numbers of the others)
-    gives, one (number, text) after the other: each is on the disk before the next comes, and what
-    is the same is asked once. A BadInput in the place of a text is told of by its name."""
+    gives, a (number, text or BadInput) each: on the disk before the next, the same only once."""
     keys = [hash_of(each) for each in asked]
     kept = zip(keys, map(journal.recall, asked))
     said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
@@ -233,8 +230,7 @@ def stamp(clip, root) -> list:
 
 
 def ask_fused(asking, rows):
-    """Late fusion: each clip is described by itself, and the question asked on the descriptions,
-    if all of them could be had."""
+    """Late fusion: the question is asked on descriptions of each clip, if all of them were had."""
     alone = [each_alone(row) for row in rows]
     told = iter(asking.ask([one for each in alone for one in each], "described"))
     told = [list(islice(told, len(each))) for each in alone]
@@ -258,8 +254,7 @@ def ask_voting(asking, rows, k):
 
 
 def as_given(row, order, answer) -> str:
-    """What was answered about reordered clips, about the clips as they were: new clip j + 1 is the
-    old order[j]."""
+    """An answer about the clips in this order, as one about the clips as they were."""
     back = [order.index(i) + 1 for i in range(1, len(order) + 1)]
     return view_permute({**row, "answer": answer}, back)["answer"]
 
@@ -286,8 +281,7 @@ def permuted(row, literal):
     if len(row["clips"]) < 2:
         return None
     moved = reordered(row)
-    order = moved["order"]
-    return {**view_permute(row, order, literal), "order": order} if literal else moved
+    return {**row, "clips": moved["clips"], "order": moved["order"]} if literal else moved
 
 
 def names_index(row) -> bool:
@@ -338,10 +332,9 @@ def parts_of(answer) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------
 # The second judge: a language model, for what no rule can score. It hears nothing; it reads the
-# question, the right answer and the one that was given, and marks that one from 1 to 5: twice, for
-# it is asked in two wordings. Its reply is a mark or it is nothing: what cannot be read is missing,
-# never a middle mark and never a neighbour's. Every reply is in DIR/marks.jsonl before it is looked
-# at, so the same command asks for nothing twice.
+# question, the right answer and the one that was given, and marks that one from 1 to 5, asked in
+# two wordings. What cannot be read is missing, never a middle mark and never a neighbour's. Every
+# reply is in DIR/marks.jsonl before it is looked at, so the same command asks for nothing twice.
 
 SHORT = 16  # tokens of a reply that is a mark
 LONG = 2048  # so many more, where a model thinks first
@@ -401,8 +394,7 @@ class Judge:
         self.name, self.how, self.journal = name, how, journal
 
     def ask_all(self, prompts, sample=0, most=SHORT) -> list[str | None]:
-        """The reply to each, many asked at once and none twice. None: there was no whole reply, or
-        no prompt."""
+        """The reply to each, none asked twice; None where there is no whole reply, or no prompt."""
         prompts = list(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt is not None]
         said = dict(zip(new, self.replies(new, sample, most)))
@@ -415,6 +407,7 @@ class ServedJudge(Judge):
     def __init__(self, url, model, args, journal):
         super().__init__(model, masked(url), journal)
         self.service, self.threads = Service(url, model, journal, args.per_minute), args.concurrency
+        leave_at_once()
 
     def replies(self, prompts, sample, most):
         show = progress(self.name, len(prompts), unit="replies", scale=1)
@@ -436,17 +429,13 @@ class ServedJudge(Judge):
 
 
 class LocalJudge(Judge):
-    """A checkpoint on this machine, Qwen2 or Qwen3 or one that hears, run by our own model.py. It
-    is loaded when there is something new to ask."""
+    """A checkpoint on this machine, by our own model.py; loaded when there is something to ask."""
 
     def __init__(self, dir, args, journal):
         how = [str(find_device(args.device)), args.dtype]
         super().__init__(f"{Path(dir).resolve().name} {weights_hash(dir)[:16]}", how, journal)
-        self.flags = Namespace(**{**vars(args), "weights": dir, "adapter": None})
-
-    @cached_property
-    def net(self):
-        return load_net(self.flags)
+        flags = Namespace(**{**vars(args), "weights": dir, "adapter": None})
+        self.net = cache(lambda: load_net(flags))
 
     def replies(self, prompts, sample, most):
         # what is drawn is drawn alone, whoever is asked beside it
@@ -454,7 +443,7 @@ class LocalJudge(Judge):
 
         def answers(new):
             items = ((i, [{"role": "user", "content": prompts[i]}], []) for i in new)
-            return answer_all(self.net, items, max_new_tokens=most, **how)
+            return answer_all(self.net(), items, max_new_tokens=most, **how)
 
         about = {"model": self.name, "how": self.how, "sample": sample, "most": most}
         asked = [{**about, "prompt": prompt} for prompt in prompts]
@@ -479,8 +468,7 @@ def add_judge_flags(parser):
 
 
 def check_judges(args) -> list[str]:
-    """The URLs among the language models that the flags name, if all is well with them: nobody is
-    to answer for hours, and be judged by none."""
+    """The URLs among the language models that the flags name, if all is well with the flags."""
     urls = [llm for llm in args.llm if re.match(URL, llm)]
     wanted = f"as many as --llm has URLs, {len(urls)}, no two alike"
     fine = len(set(args.model)) == len(args.model) == len(urls)
@@ -502,13 +490,8 @@ def judges_of(args) -> list:
         return []
     args.out.mkdir(parents=True, exist_ok=True)
     journal, names = Journal(args.out / "marks.jsonl"), iter(args.model)
-    if urls:
-        leave_at_once()
-    judges = [
-        ServedJudge(llm, next(names), args, journal) if llm in urls
-        else LocalJudge(llm, args, journal)
-        for llm in args.llm
-    ]  # fmt: skip
+    judges = [ServedJudge(llm, next(names), args, journal) if llm in urls
+              else LocalJudge(llm, args, journal) for llm in args.llm]  # fmt: skip
     if args.embeddings:
         judges.append(Embedder(args.embeddings, args.embeddings_model, journal))
     return judges
@@ -526,9 +509,8 @@ def mark_prompts(row, answer) -> list[str]:
 
 
 def mark_all(judge, rows, said) -> list[dict | None]:
-    """What the two prompts make of each answer: each mark, their mean as it is (1 to 5) and as a
-    share (0 to 1), which there is only where both could be read. None where an answer is missing:
-    nobody is asked about what was not said."""
+    """Of each answer both prompts' marks, and their mean as it is (1 to 5) and as a share (0 to 1)
+    where both could be read. None where an answer is missing, which nobody is asked about."""
     asked = [() if answer is None else mark_prompts(row, answer) for row, answer in zip(rows, said)]
     replies, found = iter(judge.ask_all(prompt for pair in asked for prompt in pair)), []
     for pair in asked:
@@ -583,11 +565,10 @@ def majority_of_three(votes) -> bool | None:
 # ------------------------------------------------------------------------------------------------
 # Benches. A public benchmark, in a folder that holds it as its makers publish it, is read as the
 # examples that everything else here is made of, and scored in two ways. Strict is prepare.py's
-# score on the gold: what is missing or unparsed is wrong, nothing is guessed. Official is the
-# published rule with its quirks, so that a figure may stand beside published ones. Such a rule may
-# guess, pass rows over, or ask a second model: its notes say what it did, and where it needs what
-# was not given it is refused, not imitated. Where an answer is open (a caption, a story), the
-# strict score is the F1 of its content words with the reference's: low, but the same for all.
+# score on the gold, which guesses nothing; of an open answer (a caption, a story) it is the F1 of
+# its content words with the reference's: low, but the same for all. Official is the published rule
+# with its quirks, so that a figure may stand beside published ones. It may guess, pass rows over or
+# ask a second model: its notes say so, and without what it needs it is refused, not imitated.
 
 
 class Bench(NamedTuple):
@@ -670,8 +651,7 @@ def example(source, id, task, clips, said, skill=None, licences=(), /, **meta) -
 
 
 def choice_question(question, choices, answer) -> dict:
-    """A question with its choices, by our letters: some come with letters of their own, as may the
-    answer, and some come twice."""
+    """A question and its choices, by our letters: some come with letters of their own, or twice."""
     letter = r"\s*[(\[]?([A-Za-z])[)\].:]\s*(?=\S)"
     own = [re.match(letter, choice) for choice in choices]
     ours = all(match and match[1].upper() == chr(65 + i) for i, match in enumerate(own))
@@ -1006,8 +986,7 @@ class Embedder:
         self.journal = journal
 
     def picks(self, answers, choices) -> list[str]:
-        """The nearest choice to each answer. It is what is kept on the disk, a few at a time: the
-        embeddings of all would be gigabytes."""
+        """The nearest choice to each answer; only that is kept, embeddings would be gigabytes."""
 
         def found(new):
             new = list(new)
@@ -1022,19 +1001,16 @@ class Embedder:
 
     def embed(self, texts) -> list[list[float]]:
         vectors, key = [], os.environ.get("OPENAI_API_KEY") or None
+        shape = {"data": [{"index": int, "embedding": [float]}]}
         for start in range(0, len(texts), 64):
             part = [text or " " for text in texts[start : start + 64]]  # some refuse an empty one
             body = {"model": self.name, "input": part}
             reply = request_json("POST", self.url, body=body, token=key)
-            found = reply.get("data") if isinstance(reply, dict) else None
-            fine = fits(found, [{"index": int, "embedding": [float]}])
-            fine = fine and sorted(each["index"] for each in found) == list(range(len(part)))
-            if fine:
-                vectors += [each["embedding"] for each in sorted(found, key=itemgetter("index"))]
-                fine = len(set(map(len, vectors))) == 1 and vectors[0]
-            expect(
-                fine, masked(self.url), f"{len(part)} embeddings of one length", f"{reply!r:.80}"
-            )
+            found = sorted(reply["data"], key=itemgetter("index")) if fits(reply, shape) else []
+            vectors += [each["embedding"] for each in found]
+            fine = [each["index"] for each in found] == list(range(len(part)))
+            fine = fine and len(set(map(len, vectors))) == 1 and vectors[0]
+            expect(fine, masked(self.url), f"{len(part)} embeddings of one length", reply, 80)
         return vectors
 
 
@@ -1087,8 +1063,7 @@ def bleu4(references, answers) -> float:
 
 
 class Spice:
-    """The program of its makers, which is run only where somebody names it. It stands among the
-    judges."""
+    """The program of its makers, run only where somebody names it. It stands among the judges."""
 
     def __init__(self, jar):
         self.jar, self.name = Path(jar), Path(jar).name
@@ -1130,20 +1105,18 @@ def official_adiff(rows, said, judges, data) -> Official:
 # eight ways, and the judge's prompts are quoted, slips of the pen included, from its repository,
 # BenoitWang/What_Are_They_Doing, whose code is under Apache-2.0.
 
-JASCO_ASKED = [  # each with sound and speech in either order
-    "Based on both {0} and {1}, infer what the speakers are doing specifically?",
-    "What is {0}? What is {1}? Based on both {0} and {1}, infer what the speakers are doing "
-    "specifically?",
-    "What is {0}? What is {1}? Based on both {0} and {1}, infer what specific scenario are the "
-    "speakers in?",
-    "{2} {3} Guess what activity the speakers are engaged in using both {0} and {1}.",
+JASCO_HEARD = [
+    ("the audio sound", "What sound can you hear?"),
+    ("the spoken text", "What does the speaker say?"),
 ]
-JASCO_ORDERS = [
-    ("the audio sound", "the spoken text",
-     "What sound can you hear?", "What does the speaker say?"),
-    ("the spoken text", "the audio sound",
-     "What does the speaker say?", "What sound can you hear?"),
-]  # fmt: skip
+JASCO_ASKED = [  # each with sound and speech in either order
+    "Based on both {0[0]} and {1[0]}, infer what the speakers are doing specifically?",
+    "What is {0[0]}? What is {1[0]}? Based on both {0[0]} and {1[0]}, infer what the speakers are "
+    "doing specifically?",
+    "What is {0[0]}? What is {1[0]}? Based on both {0[0]} and {1[0]}, infer what specific scenario "
+    "are the speakers in?",
+    "{0[1]} {1[1]} Guess what activity the speakers are engaged in using both {0[0]} and {1[0]}.",
+]
 JASCO_COLUMNS = ("audio", "speech", "audio-only_answer", "speech-only_answer", "correct_answer",
                  "correct_answer_keyword")  # fmt: skip
 JASCO_PROMPT = """\
@@ -1246,7 +1219,7 @@ def jasco_rows(raw, number, file, clip) -> list[dict]:
     name, meta, rows = raw["audio_id"], {column: raw[column] for column in JASCO_COLUMNS}, []
     keys = [[word.strip()] for word in raw["correct_answer_keyword"].split(",") if words(word)]
     clips, licences, meta["clip"] = [clip(f"{name}.wav", beside=True)], ["CC BY-NC 4.0"], name
-    for k, (form, order) in enumerate(product(JASCO_ASKED, JASCO_ORDERS), 1):
+    for k, (form, order) in enumerate(product(JASCO_ASKED, permutations(JASCO_HEARD)), 1):
         said, id = open_question(form.format(*order), raw["correct_answer"], keys), f"{name}-{k}"
         rows.append(example("jasco", id, "jasco", clips, said, None, licences, **meta))
     return rows
@@ -1267,8 +1240,7 @@ def jasco_reply(reply, again) -> tuple[int | None, str | None]:
     """(rating, orientation: "audio", "speech", "both" or "" for neither) of a reply, and of what
     was said when it was asked again. As published, the last line with a rating counts, a 0 anywhere
     in it is a 0, a reply without orientation is asked for it once more, and only "both" keeps its
-    rating. Not as published, a reply without a rating has None: there, it has that of the reply
-    before it."""
+    rating. A reply without a rating has None; as published, that of the reply before it."""
     reply, again = without_thoughts(reply or ""), without_thoughts(again or "")
     rated = [line for line in reply.split("\n") if "Rating: " in line]
     rating = next((int(digit) for digit in "012" if rated and digit in rated[-1]), None)
@@ -1435,21 +1407,19 @@ BENCHES = {
     ),
     "mmau": Bench(
         "mmau-test-mini.json, test-mini-audios/*.wav", ("mmau-test-mini.json",), from_json,
-        partial(choice_row, source="mmau", audio="audio_id", fields=MMAU_FIELDS),
-        official_tokens,
+        partial(choice_row, source="mmau", audio="audio_id", fields=MMAU_FIELDS), official_tokens,
     ),
     **{
         part: Bench(
             f"test.jsonl, data/*.wav of MMAU-Pro; NAME of parquet is test: {EXPORT}",
-            ("test.jsonl",), from_json, partial(pro_row, part=part),
-            partial(official_pro, part=part), "embeddings llm",
+            ("test.jsonl",), from_json,
+            partial(pro_row, part=part), partial(official_pro, part=part), "embeddings llm",
         )
         for part in PRO_PARTS
     },
     "mmar": Bench(
         "MMAR-meta.jsonl, and the clips that its audio_path names", ("MMAR-meta.jsonl",), from_json,
-        partial(choice_row, source="mmar", audio="audio_path", fields=MMAR_FIELDS),
-        official_tokens,
+        partial(choice_row, source="mmar", audio="audio_path", fields=MMAR_FIELDS), official_tokens,
     ),
     "adiff": Bench(
         "{ACD/test,CLD/evaluation}_adiff_{fewwords,sentence,detail}_answer.csv, "
@@ -1491,15 +1461,11 @@ BENCHES = {
 # ------------------------------------------------------------------------------------------------
 # The tally. The score of an item is prepare.py's; a task's is the mean over its items, with what is
 # missing or unparsed as 0; `macro` is the mean over tasks, `weighted` over their items. Tasks on
-# single clips stand apart, unless a bench has no others. Beside a score stand its 95 % interval,
-# what a uniform guess would get (chance) and what the best answer that never listens would
-# (majority).
+# single clips stand apart, unless a bench has no others.
 
 CONSTANTS = 20  # of the commonest verdicts, how many are tried as the answer to everything
 DRAWS = 10_000
-ASIDE = {  # by type of gold, a second look at the same answers
-    "order": "kendall", "count": "error", "span": "iou", "transcript": "wer", "text": "bleu-4",
-}  # fmt: skip
+ASIDE = ("kendall", "error", "iou", "wer", "bleu-4")  # second looks at the same answers
 MEANS = ("text-only", "permuted", "flips", "options", "option-flips")  # where they were asked for
 TASK_MEANS = (*MEANS, "official")  # over tasks a published rule has means of its own
 
@@ -1545,13 +1511,12 @@ def tally(items) -> dict:
         ("skills", several, itemgetter("skill")),
         ("clips", several, lambda item: str(len(item["clips"]))),
     ):  # fmt: skip
-        groups = {}
+        groups = defaultdict(list)
         for item in among:
-            groups.setdefault(key(item), []).append(item)
+            groups[key(item)].append(item)
         for group in sorted(groups) if name == "clips" else groups:
             mine = tuple(map(id, groups[group]))
-            looked[mine] = looked.get(mine) or summary(groups[group])
-            report[name][group] = looked[mine]
+            report[name][group] = looked[mine] = looked.get(mine) or summary(groups[group])
     counted = (report["tasks"], several) if several else (report["single"], alone)
     return {**report, **averages(*counted), "items": items}
 
@@ -1562,8 +1527,7 @@ def points(items) -> np.ndarray:
 
 
 def drawn_means(values, dice) -> np.ndarray:
-    """The mean of as many values as there are, drawn from them with replacement, DRAWS times: how a
-    mean might have come out with other items of the same kind."""
+    """The means of DRAWS draws with replacement: what other items of the kind might have given."""
     values, n = np.asarray(values, float), len(values)
     parts = [values[dice.integers(0, n, (100, n))].mean(1) for _ in range(DRAWS // 100)]
     return np.concatenate(parts)
@@ -1609,7 +1573,7 @@ def summary(items) -> dict:
 
 def second_looks(items) -> dict:
     """Means over the items that have one; errors in transcripts by the words that were said."""
-    found = {name: mean(item.get(name) for item in items) for name in ("kendall", "error", "iou")}
+    found = {name: mean(item.get(name) for item in items) for name in ASIDE[:3]}
     rates = [(len(words(item["gold"]["value"])), item["wer"]) for item in items if "wer" in item]
     if rates:
         found["wer"] = sum(n * wer for n, wer in rates) / sum(n for n, _ in rates)
@@ -1621,8 +1585,7 @@ def second_looks(items) -> dict:
 
 
 def marks_of(items) -> dict:
-    """Of each language model that marked: how many of its replies could be read, the mean mark,
-    and what that is as a share."""
+    """Of each language model that marked: what could be read, the mean mark, also as a share."""
     found = {}
     for name in dict.fromkeys(name for item in items for name in item.get("marks") or {}):
         marks = [(item.get("marks") or {}).get(name) for item in items]
@@ -1632,8 +1595,7 @@ def marks_of(items) -> dict:
 
 
 def majority(items) -> float:
-    """The mean score of the best answer that is the same for all: one of the commonest verdicts, or
-    the letter of an option."""
+    """The mean score of the best answer that is the same for all: a common verdict, or a letter."""
     verdicts = Counter(item["meta"].get("verdict", item["reference"]) for item in items)
     constants = [verdict for verdict, _ in verdicts.most_common(CONSTANTS)]
     most = max(len(item["gold"].get("choices", ())) for item in items)
@@ -1662,7 +1624,7 @@ def table(report, by_n=False, by_skill=False) -> list[str]:
         counts = [str(found[name]) for name in ("n", "missing", "unparsed")]
         between = f"{found['low']:.2f} - {found['high']:.2f}"
         shares = [digits(found.get(name)) for name in ("chance", "majority", *means)]
-        beside = [f"{name} {found[name]:.3f}" for name in ASIDE.values() if name in found]
+        beside = [f"{name} {found[name]:.3f}" for name in ASIDE if name in found]
         for name, mark in found.get("marks", {}).items():
             read = f"{mark['both']} of {mark['answers']} read"
             beside.append(f"marks {digits(mark['raw']) or '-'} of 5 by {name}, {read}")
@@ -1922,14 +1884,12 @@ def page_items(reports, folder, embed) -> list[dict]:
         root = report.get("root", ".")
         for item in report["items"]:
             if item["id"] not in found:
-                inside, clips = len(found) < embed, item.get("clips", [])
-                links = [link_to(clip, root, folder, inside) for clip in clips]
-                found[item["id"]] = {
-                    **{name: item.get(name) for name in ABOUT[:5]},
-                    "gold": told(item["gold"].get("value")),
-                    "clips": [{"label": told(c), "link": link} for c, link in zip(clips, links)],
-                    "said": [None] * len(reports),
-                }
+                place = (root, folder, len(found) < embed)
+                clips = [{"label": told(clip), "link": link_to(clip, *place)}
+                         for clip in item.get("clips", [])]  # fmt: skip
+                about = {name: item.get(name) for name in ABOUT[:5]}
+                about |= {"gold": told(item["gold"].get("value")), "clips": clips}
+                found[item["id"]] = {**about, "said": [None] * len(reports)}
             more = {name: item[name] for name in item if name not in ABOUT}
             more = [told(v if isinstance(v, dict) else {name: v}) for name, v in more.items()]
             said = {"answer": item["answer"], "score": item["score"], "more": more}
@@ -2104,37 +2064,33 @@ def read_report(path) -> dict:
     about = {"name": Path(path).stem, "root": ".", **said}
     for name in ("name", "root"):
         expect(isinstance(about[name], str), f"{path}: {name}", "a text", about[name], 80)
-    items, seen = [], set()
+    items = {}
     for number, item in enumerate(report["items"], 1):
-        where = f"{path}: item {number}"
+        named = f"item {number} ({item['id']})" if fits(item, {"id": str}) else f"item {number}"
         try:
-            items.append(read_item(item, where))
-            expect(item["id"] not in seen, "id", "one of its own", "a duplicate")
+            made = read_item(item)
+            expect(made["id"] not in items, "id", "one of its own", "a duplicate")
         except BadInput as mistake:
-            named = f" ({item['id']})" if fits(item, {"id": str}) else ""
-            raise BadInput(f"{where}{named}: {mistake}") from None
-        seen.add(item["id"])
-    return {**about, "items": items}
+            raise BadInput(f"{path}: {named}: {mistake}") from None
+        items[made["id"]] = made
+    return {**about, "items": list(items.values())}
 
 
-def read_item(item, where) -> dict:
+def read_item(item) -> dict:
     expect(fits(item, ITEM) and "answer" in item, "item", "one of judge.py", item, 80)
     asked = {name: item[name] for name in (*ITEM, "choices") if name in item}
     about = {"answer": item["reference"], "source": "report", "licences": []}
-    row, answer = as_example({**asked, **about}, where, None), item["answer"]
+    row, answer = as_example({**asked, **about}, item["id"], None), item["answer"]
     expect(answer is None or isinstance(answer, str), "answer", "a text", answer, 80)
     columns = {name: item[name] for name in (*TASK_MEANS, "names_index") if name in item}
     for name, value in columns.items():
         expect(fits(value, float | bool | None), name, "a number", value, 80)
-    beside = item.get("beside") or {}
+    beside, marks = item.get("beside") or {}, item.get("marks") or {}
     fine = fits(beside, dict) and fits(beside.get("votes", []), [bool | None])
     expect(fine, "beside", "what second models said", beside, 80)
-    marks = item.get("marks") or {}
-    fine = isinstance(marks, dict)
-    fine = fine and all(mark is None or fits(mark, MARKED) for mark in marks.values())
+    fine = isinstance(marks, dict) and all(m is None or fits(m, MARKED) for m in marks.values())
     expect(fine, "marks", "a model's name, and its marks", marks, 80)
-    kept = {name: value for name, value in (("beside", beside), ("marks", marks)) if value}
-    return {**judged(row, answer), **columns, **kept}
+    return {**judged(row, answer), **columns, **known({"beside": beside, "marks": marks})}
 
 
 def difference(a, b, draws, n) -> dict:
@@ -2145,10 +2101,10 @@ def difference(a, b, draws, n) -> dict:
 def compared(one, two) -> dict:
     """{task, or macro: the difference over the items that are in both}."""
     other = {item["id"]: item["score"] or 0 for item in two["items"]}
-    pairs, draws, found = {}, {}, {}
+    pairs, draws, found = defaultdict(list), {}, {}
     for item in one["items"]:
         if item["id"] in other:
-            pairs.setdefault(item["task"], []).append((item["score"] or 0, other[item["id"]]))
+            pairs[item["task"]].append((item["score"] or 0, other[item["id"]]))
     dice = np.random.default_rng(0)
     for task, scores in pairs.items():
         a, b = np.array(scores, float).T
@@ -2164,10 +2120,9 @@ def compared(one, two) -> dict:
 
 def check_same(paths, first, second):
     """What has the same id in two reports, {id: item} each, has to be the same item."""
-    both = first.keys() & second.keys()
+    both = [id for id in first if id in second]
     expect(both, paths[1], f"items of {paths[0]}", "none of them")
-    fields = ("gold", "task", "question")
-    for id, field in product(filter(both.__contains__, first), fields):
+    for id, field in product(both, ("gold", "task", "question")):
         one, two = first[id][field], second[id][field]
         wanted = f"as in {paths[0]}, {told(one):.80}"
         expect(one == two, f"{paths[1]}: item {id}: {field}", wanted, f"{told(two):.80}")
@@ -2356,8 +2311,8 @@ def accuracy(x, y, counts) -> dict:
 
 def rank_agreement(x, y, counts) -> dict:
     """Spearman's rho and Kendall's tau-b for each row of `counts`, which tells how often each item
-    is there. Both follow from the signs of all differences: an item's rank is, but for a constant,
-    half the sum of its signs, and that constant is the mean."""
+    is there. Both follow from the signs of all differences: an item's rank is half the sum of its
+    signs, but for a constant, which is the mean."""
     sx, sy = (np.sign(np.subtract.outer(values, values)) for values in (x, y))
     rx, ry = counts @ sx.T, counts @ sy.T
     sums = {
@@ -2388,18 +2343,15 @@ def by_pairs(items) -> float | None:
 
 
 # ------------------------------------------------------------------------------------------------
-# The whole way: from a bench and one who answers to DIR/NAME.json and DIR/NAME.html.
+# The whole way: from a bench and one who answers to DIR/NAME.json and DIR/NAME.html. SETTINGS are
+# the flags that decide what comes out.
 
-
-SETTINGS = (  # the flags that decide what comes out
-    "data", "mode", "items", "most", "answer_field", "view", "late_fusion", "vote", "text_only",
-    "permute", "option_shuffle", "device", "dtype", "adapter",
-)  # fmt: skip
+SETTINGS = ("data", "mode", "items", "most", "answer_field", "view", "late_fusion", "vote",
+            "text_only", "permute", "option_shuffle", "device", "dtype", "adapter")  # fmt: skip
 
 
 def bench_rows(args) -> tuple[list, Path, Bench | None, int]:
-    """The rows that are asked, the folder of their clips, the published bench if it is one, and how
-    many rows were refused."""
+    """The rows, the folder of their clips, the published bench or None, how many were refused."""
     bad, bench = [], BENCHES.get(args.bench)
     if bench is None:
         expect(args.data is None, "--data", f"a published bench, {', '.join(BENCHES)}", args.bench)
@@ -2439,8 +2391,7 @@ def who_answers(args, rows, journal):
 
 
 def asked_items(args, asking, rows, bench) -> list[dict]:
-    """Each row's item, with every column that the flags ask for. `bench` is all rows, of which
-    these may be a part."""
+    """Each row's item, with every column that the flags ask for; `bench` is all parts' rows."""
     said = ask_as_told(args, asking, rows, bench, "judged")
     items = [judged(row, answer) for row, answer in zip(rows, said)]
     if args.text_only:
@@ -2497,22 +2448,18 @@ def ask_likelihoods(asking, rows):
 
 
 def in_view(rows, view, bench=()) -> list[dict]:
-    """Each row in another form, see prepare.py. The strange clips of shuffle-audio are those of
-    the row that follows in the bench, whichever part of it is asked."""
+    """Each row in another form. shuffle-audio's strange clips are those of the bench's next row."""
     if view != "shuffle-audio":
         return [VIEWS[view](row) for row in rows]
-    heard = [row for row in bench or rows if row["clips"]]
-    places = {row["id"]: i for i, row in enumerate(heard)}
-
-    def stranger(row):
-        start = places.get(row["id"], 0) + 1
-        after = (heard[(start + i) % len(heard)] for i in range(len(heard)))
-        other = next((other for other in after if other["clips"] != row["clips"]), None)
-        found = f"none beside {row['id']}"
-        expect(other, "--view shuffle-audio", "a bench with other clips", found)
-        return other
-
-    return [VIEWS[view](row, stranger(row)) for row in rows]
+    heard, found = [row for row in bench or rows if row["clips"]], []
+    places = {row["id"]: i for i, row in enumerate(heard, 1)}
+    for row in rows:
+        after, where = places.get(row["id"], 1), "--view shuffle-audio"
+        others = (heard[(after + i) % len(heard)] for i in range(len(heard)))
+        other = next((other for other in others if other["clips"] != row["clips"]), None)
+        expect(other, where, "a bench with other clips", f"none beside {row['id']}")
+        found.append(VIEWS[view](row, other))
+    return found
 
 
 def gathered(items, path, shard, shards, mark) -> list | None:
@@ -2580,8 +2527,7 @@ def run_bench(args):
 
 
 def by_the_rule(args, bench, rows, items, judges) -> dict:
-    """What the published rule makes of the items: a score in each, beside all that it read, and its
-    own figures."""
+    """What the published rule makes of the items: a score in each, and figures of its own."""
     if args.spice:
         judges = [*judges, Spice(args.spice)]
     said = [item["answer"] and without_thoughts(item["answer"]) for item in items]
@@ -2600,17 +2546,16 @@ def check_mode(args, bench, rows):
     wanted = f"a published bench, {', '.join(BENCHES)}"
     expect(bench is not None, "--mode official", wanted, args.bench)
     expect(bench.official, "--mode official", "a bench with a published rule", args.bench)
-    kinds = {row["gold"]["type"] for row in rows}
+    kinds, where = {row["gold"]["type"] for row in rows}, f"--mode official of {args.bench}"
     for need, given, flag, asked in (
         ("llm", args.llm, "--llm, for open answers", "text" in kinds),
         ("embeddings", args.embeddings, "--embeddings, for closed answers", "choice" in kinds),
         ("loglik", args.weights, "--weights, for likelihoods", True),
     ):
-        fine = given or not asked or need not in bench.needs
-        expect(fine, f"--mode official of {args.bench}", flag, "none")
+        expect(given or not asked or need not in bench.needs, where, flag, "none")
     changed = args.view or args.vote or args.late_fusion
     fine = not changed or bench.needs != "loglik"
-    expect(fine, f"--mode official of {args.bench}", "the clips and captions as they are", changed)
+    expect(fine, where, "the clips and captions as they are", changed)
 
 
 def hashes_of(rows) -> dict:
@@ -2621,8 +2566,7 @@ def hashes_of(rows) -> dict:
 
 
 def moved_lines(items) -> list[str]:
-    """How many of the reordered items hang on the order, so that `literal` is unfair to them; and
-    how many have options that could be shuffled."""
+    """How many items `literal` is unfair to, and how many have options that could be shuffled."""
     moved = [item for item in items if item.get("names_index") is not None]
     named = sum(item["names_index"] for item in moved)
     lines = [f"{named} of {len(moved)} reordered items name an index"] if moved else []
@@ -2695,17 +2639,15 @@ def check_flags(args):
     for name in ("embeddings", "spice"):
         fine = args.mode == "official" or not getattr(args, name)
         expect(fine, f"--{name}", "--mode official", "--mode strict")
-    fine = args.answers or not args.answer_field
-    expect(fine, "--answer-field", "--answers", "none")
-    if args.spice:
-        there = os.path.isfile(args.spice) and shutil.which("java")
-        expect(there, "--spice", "a jar, and java", args.spice)
+    expect(args.answers or not args.answer_field, "--answer-field", "--answers", "none")
+    fine = not args.spice or (os.path.isfile(args.spice) and shutil.which("java"))
+    expect(fine, "--spice", "a jar, and java", args.spice)
     if args.server:
-        fine = re.match(URL, args.server)
-        expect(fine, "--server", "a URL that begins with http:// or https://", repr(args.server))
+        wanted = "a URL that begins with http:// or https://"
+        expect(re.match(URL, args.server), "--server", wanted, repr(args.server))
         expect(args.server_model, "--server-model", "the model's name, beside --server", "none")
-        fine = args.view != "no-boundary"
-        expect(fine, "--view no-boundary", "--weights: a server sets its own", "--server")
+        wanted = "--weights: a server sets its own"
+        expect(args.view != "no-boundary", "--view no-boundary", wanted, "--server")
     check_judges(args)
 
 
