@@ -181,7 +181,7 @@ class Asking:
             return self.who.answers(to_ask(((i, rows[i]) for i in new), self.root))
 
         asked = list(map(self.about, rows))
-        return ask_once(self.journal, asked, [row["id"] for row in rows], answers, label)
+        return ask_once(self.journal, asked, answers, label, [row["id"] for row in rows])
 
     def about(self, row) -> dict:
         """All that an answer depends on; of a clip, its place and whether it has changed."""
@@ -191,9 +191,9 @@ class Asking:
                 "layout": row.get("layout")}  # fmt: skip
 
 
-def ask_once(journal, asked, names, answers, label) -> list[str | None]:
+def ask_once(journal, asked, answers, label, names=()) -> list[str | None]:
     """What the journal holds of each thing that is asked, or what answers(numbers of the others)
-    gives, a (number, text or BadInput) each: on the disk before the next, the same only once."""
+    gives, (number, text or BadInput) each: on the disk before the next comes, and none twice."""
     keys = [hash_of(each) for each in asked]
     kept = zip(keys, map(journal.recall, asked))
     said = {key: reply["content"] for key, reply in kept if reply and "content" in reply}
@@ -201,7 +201,7 @@ def ask_once(journal, asked, names, answers, label) -> list[str | None]:
     show = progress(label, len(new), unit="items", scale=1)
     for i, answer in answers(new) if new else ():
         if isinstance(answer, BadInput):
-            warn(f"{names[i]}: {answer}")
+            warn(f"{names[i] if names else label}: {answer}")
         else:
             said[keys[i]] = journal.keep(asked[i], content=answer)["content"]
         show(1)
@@ -290,8 +290,7 @@ def names_index(row) -> bool:
     if count < 2:
         return False
     moved = view_permute(row, [*range(2, count + 1), 1])
-    told = ("question", "messages", "gold", "choices")
-    return any(row.get(name) != moved.get(name) for name in told)
+    return any(row.get(k) != moved.get(k) for k in ("question", "messages", "gold", "choices"))
 
 
 def options_shuffled(row):
@@ -303,10 +302,9 @@ def options_shuffled(row):
     named = rf"(?<!\w)(?:{ways})(?!\w)"
     if sorted(re.findall(named, row["question"])) != sorted(choices):
         return None
-    order, dice = list(range(len(choices))), random.Random(seed_of(row))
-    while order == sorted(order):
-        dice.shuffle(order)
-    listed = [choices[i] for i in order]
+    listed, dice = choices[:], random.Random(seed_of(row))
+    while listed == choices:
+        dice.shuffle(listed)
     new = dict(zip(choices, listed))
     text = re.sub(named, lambda match: new[match[0]], row["question"])
     return {**row, "question": text, "choices": listed, "gold": {**row["gold"], "choices": listed}}
@@ -447,8 +445,7 @@ class LocalJudge(Judge):
 
         about = {"model": self.name, "how": self.how, "sample": sample, "most": most}
         asked = [{**about, "prompt": prompt} for prompt in prompts]
-        names = [self.name] * len(prompts)
-        return ask_once(self.journal, asked, names, answers, self.name)
+        return ask_once(self.journal, asked, answers, self.name)
 
 
 def add_judge_flags(parser):
@@ -517,8 +514,8 @@ def mark_all(judge, rows, said) -> list[dict | None]:
         told = [next(replies) for _ in pair]
         marks = list(map(read_mark, told))
         raw = None if None in marks else mean(marks)
-        known = {"marks": marks, "raw": raw, "share": share_of(raw), "replies": told}
-        found.append(known if pair else None)
+        made = {"marks": marks, "raw": raw, "share": share_of(raw), "replies": told}
+        found.append(made if pair else None)
     return found
 
 
@@ -997,7 +994,7 @@ class Embedder:
 
         pairs = zip(answers, choices)
         asked = [{"model": self.name, "answer": told, "choices": ways} for told, ways in pairs]
-        return ask_once(self.journal, asked, asked, found, self.name)
+        return ask_once(self.journal, asked, found, self.name)
 
     def embed(self, texts) -> list[list[float]]:
         vectors, key = [], os.environ.get("OPENAI_API_KEY") or None
@@ -2252,8 +2249,8 @@ def read_sheet(path, items) -> dict:
         expect(i is not None and i not in found, f"{where}: id", "an item, once", repr(row["id"]))
         found[i] = [read_cell(row[name] or "", f"{where}: {name}") for name in columns]
     kinds = {type(value) for cells in found.values() for value in cells} - {type(None)}
-    told = "both" if kinds else "neither"
-    expect(len(kinds) == 1, path, "marks alone, or yes and no alone", told)
+    wanted = "marks alone, or yes and no alone"
+    expect(len(kinds) == 1, path, wanted, "both" if kinds else "neither")
     return found
 
 
@@ -2443,7 +2440,7 @@ def ask_likelihoods(asking, rows):
     asked = [{**asking.about(row), "captions": row["meta"]["captions"], "gold": row["gold"]}
              for row in rows]  # fmt: skip
     names = [row["id"] for row in rows]
-    found = ask_once(asking.journal, asked, names, scores, "likelihoods")
+    found = ask_once(asking.journal, asked, scores, "likelihoods", names)
     return [each and json.loads(each) for each in found]
 
 
@@ -2621,24 +2618,24 @@ def add_bench_flags(parser):
 
 
 def check_flags(args):
+    given = vars(args).get  # what a flag says, if it is there
     expect(args.bench, "--bench", "a file, or the name of a published bench", "none")
-    given = [name for name in ("weights", "answers", "server") if getattr(args, name)]
+    who = list(filter(given, ("weights", "answers", "server")))
     wanted = "one of --weights, --answers and --server"
-    expect(len(given) == 1, "who answers", wanted, " and ".join(given) or "none")
+    expect(len(who) == 1, "who answers", wanted, " and ".join(who) or "none")
     for flag, number, least in (("--items", args.items, 1), ("--vote", args.vote, 2),
                                 ("--embed", args.embed, 0), ("--most", args.most, 1)):  # fmt: skip
         expect(number is None or number >= least, flag, f"{least} or more", number)
-    one = [flag for flag in ("view", "late_fusion", "vote") if getattr(args, flag)]
-    expect(len(one) < 2, "--view, --late-fusion, --vote", "one of them", " and ".join(one))
-    for name in ("weights", "answers"):
-        path = getattr(args, name)
-        expect(not path or Path(path).exists(), f"--{name}", "what is there", f"nothing at {path}")
-    for name in ("view", "late_fusion", "vote", "text_only", "permute", "option_shuffle"):
-        fine = not args.answers or not getattr(args, name)
-        expect(fine, f"--{name.replace('_', '-')}", "somebody to ask", "answers in a file")
-    for name in ("embeddings", "spice"):
-        fine = args.mode == "official" or not getattr(args, name)
-        expect(fine, f"--{name}", "--mode official", "--mode strict")
+    ways = list(filter(given, ("view", "late_fusion", "vote")))
+    expect(len(ways) < 2, "--view, --late-fusion, --vote", "one of them", " and ".join(ways))
+    for name in filter(given, ("weights", "answers")):
+        path = given(name)
+        expect(Path(path).exists(), f"--{name}", "what is there", f"nothing at {path}")
+    for name in filter(given, (*ways, "text_only", "permute", "option_shuffle")):
+        flag = f"--{name.replace('_', '-')}"
+        expect(not args.answers, flag, "somebody to ask", "answers in a file")
+    for name in filter(given, ("embeddings", "spice")):
+        expect(args.mode == "official", f"--{name}", "--mode official", "--mode strict")
     expect(args.answers or not args.answer_field, "--answer-field", "--answers", "none")
     fine = not args.spice or (os.path.isfile(args.spice) and shutil.which("java"))
     expect(fine, "--spice", "a jar, and java", args.spice)
