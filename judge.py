@@ -627,10 +627,9 @@ def clip_at(data, file, *names, kind="", beside=False) -> str:
     names = [name.lstrip("/") for name in names]  # some are published to be glued to a folder
     for name in names:
         expect(".." not in Path(name).parts, "clip", f"a file under {data}", repr(name))
-    for folder in (file.parent, data):
-        for name in names:
-            if beside or os.path.isfile(folder / name):
-                return os.path.relpath(folder / name, data)
+    for folder, name in product((file.parent, data), names):
+        if beside or os.path.isfile(folder / name):
+            return os.path.relpath(folder / name, data)
     root = os.path.realpath(data)
     found = audio_under(root)(*names, every=True) or []
     found = [path for path in found if kind in os.path.relpath(path.parent, root).lower()] or found
@@ -638,6 +637,11 @@ def clip_at(data, file, *names, kind="", beside=False) -> str:
     folders = {path.parent: os.path.relpath(path, root) for path in files.values()}
     expect(len(folders) < 2, "clip", "one file of its name", " and ".join(folders.values()))
     return os.path.relpath(found[0], root) if found else names[0]
+
+
+def asked_for(question, answer, type, value, **choices) -> dict:
+    gold = {"type": type, "value": value, **choices}
+    return {"question": question, "answer": answer, "gold": gold, **choices}
 
 
 def example(source, id, task, clips, said, skill=None, licences=(), /, **meta) -> dict:
@@ -656,18 +660,15 @@ def choice_question(question, choices, answer) -> dict:
     bare = list(dict.fromkeys(bare))
     value = answer if answer in bare else re.sub(f"^{letter}", "", answer)
     expect(value in bare, "answer", f"one of {choices!r:.80}", repr(answer))
-    gold = {"type": "choice", "value": value, "choices": bare}
     listed = (f"({chr(65 + i)}) {text}" for i, text in enumerate(bare))
-    asked = "\n".join([question, *listed])
-    return {"question": asked, "answer": value, "choices": bare, "gold": gold}
+    return asked_for("\n".join([question, *listed]), value, "choice", value, choices=bare)
 
 
 def open_question(question, reference, slots=()) -> dict:
     """Every content word of the reference is a fact to name, unless the facts are given."""
     content = (word for word in terms(reference) if words(word) and word not in FILLER)
     slots = list(slots) or [[word] for word in dict.fromkeys(content)] or [[reference]]
-    gold = {"type": "text", "value": {"text": reference, "slots": slots}}
-    return {"question": question, "answer": reference, "gold": gold}
+    return asked_for(question, reference, "text", {"text": reference, "slots": slots})
 
 
 def breakdown(rows, scores) -> dict:
@@ -764,10 +765,9 @@ def mae_row(raw, number, file, clip) -> dict:
         answers = {match[1].lower() for match in given if match}
         expect(len(answers) == 1, "labels, reference", wanted, [*labels, reference], 80)
         (word,) = answers
-        gold = {"type": "yesno", "value": word}
+        said = asked_for(raw["question"], word.capitalize(), "yesno", word)
         if kind == "which":
-            word, gold = f"audio{word}", {"type": "clip", "value": int(word)}
-        said = {"question": raw["question"], "answer": word.capitalize(), "gold": gold}
+            said = asked_for(raw["question"], f"Audio{word}", "clip", int(word))
     clips, id = [clip(raw["audio1"]), clip(raw["audio2"])], f"{name}-{number}"
     licences = ["its sources'; not to be re-released"]
     return example("mae", id, name, clips, said, task, licences, labels=labels)
@@ -1295,8 +1295,8 @@ def compa_row(raw, number, file, clip, name) -> dict:
     order = random.Random(id).sample(range(n), n)
     places = [order.index(i) + 1 for i in range(n)]
     listed = [f"{i}. {caption}" for i, caption in enumerate(captions, 1)]
-    said = {"question": "\n".join([COMPA_ASKED, *listed]), "answer": ", ".join(map(str, places)),
-            "gold": {"type": "order", "value": places}}  # fmt: skip
+    asked = "\n".join([COMPA_ASKED, *listed])
+    said = asked_for(asked, ", ".join(map(str, places)), "order", places)
     clips = [clip(clips[i], kind=name.removeprefix("compa-")) for i in order]
     return example("compa", id, name, clips, said, "comparison", captions=captions)
 
@@ -1348,8 +1348,7 @@ def read_row(raw, number, file, clip) -> dict | list:
     part, text = file.absolute().parent.parent.parent.name, raw["transcript"]
     if part.startswith("train"):
         return []
-    gold = {"type": "transcript", "value": text}
-    said = {"question": "Write down what is said.", "answer": text, "gold": gold}
+    said = asked_for("Write down what is said.", text, "transcript", text)
     task, licences = f"librispeech {part}", [CORPORA["librispeech"].licence]
     clips = [clip(f"{raw['id']}.flac")]
     return example("librispeech", raw["id"], task, clips, said, None, licences)
@@ -1366,9 +1365,8 @@ def from_corpus(file, data, refuse, name):
 
 def heard_row(raw, number, file, clip, name) -> dict:
     part, text, choices = raw["split"], raw["labels"][0], raw["choices"]
-    gold = {"type": "choice", "value": text, "choices": choices}
     asked = f"Which of these do you hear? {', '.join(choices)}"
-    said = {"question": asked, "answer": text, "choices": choices, "gold": gold}
+    said = asked_for(asked, text, "choice", text, choices=choices)
     licences = [raw.get("licence", CORPORA[name].licence)]
     return example(name, raw["id"], f"{name} {part}", [clip(raw["path"])], said, None, licences)
 
