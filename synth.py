@@ -55,7 +55,7 @@ import numpy as np
 import soundfile
 
 from prepare import (
-    HOPELESS, ONES, RATE, URL, BadInput, Journal, NoReply, Parser, Refused, Service, chance,
+    HOPELESS, ONES, RATE, URL, BadInput, Journal, NoReply, Parser, Service, chance,
     clean, cli, conversation, cores, expect, fits, hold, join_shards, leave_at_once, load_audio,
     load_clip, open_audio, plain, progress, read_corpus, read_json, read_lines, read_rows,
     read_values, request, score, shard_file, stop, tag_clips, warn, which_shard,
@@ -180,9 +180,7 @@ def patter(dice, n, rate, centre, width, ring, jitter=1, depth=0, bend=(0, 0), *
         hit = shaped_noise(dice, long, lambda f: humps(f, ((centre, width, 1),)))
     else:
         hit = np.sin(np.float32(TAU * centre) * t)
-    size = fast_size(n + long)
-    spectrum = np.fft.rfft(hits, size) * np.fft.rfft(hit * np.exp(np.float32(-ring) * t), size)
-    return np.fft.irfft(spectrum, size)[:n].astype(np.float32) * loudness(n, **rest)
+    return convolved(hits, hit * np.exp(np.float32(-ring) * t)) * loudness(n, **rest)
 
 
 def humps(f, bands):
@@ -198,6 +196,12 @@ def filtered(wave, gain) -> np.ndarray:
     size = fast_size(len(wave))
     frequency = np.fft.rfftfreq(size, 1 / RATE).astype(np.float32)
     return np.fft.irfft(np.fft.rfft(wave, size) * gain(frequency), size)[: len(wave)].astype("f4")
+
+
+def convolved(wave, echo) -> np.ndarray:
+    size = fast_size(len(wave) + len(echo))
+    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(echo, size)
+    return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
 
 
 def fast_size(n) -> int:
@@ -646,19 +650,16 @@ def speak(text, voice: Voice, seed, emotion="neutral") -> tuple[np.ndarray, list
     seconds = np.array([segment.seconds for segment in segments])
     ends = np.cumsum(seconds)
     wave = utter(segments, ends, voice, rng, emotion)
-    words, phones = [], []
-    for segment, on, off in zip(segments, ends - seconds, ends):
-        if segment.phone is None:
-            continue
-        for spans, key, name in (
-            (phones, (segment.word, segment.place), segment.phone),
-            (words, segment.word, spoken_words(text)[segment.word]),
-        ):
-            if spans and spans[-1][3] == key:  # a stop's closure and burst are one phone
-                spans[-1][2] = float(off)
-            else:
-                spans.append([name, float(on), float(off), key])
-    return wave, [span[:3] for span in words], [span[:3] for span in phones]
+    timed = [each for each in zip(segments, ends - seconds, ends) if each[0].phone]
+
+    def spans(key):  # a stop's closure and burst are one phone
+        runs = (list(run) for _, run in groupby(timed, lambda each: key(each[0])))
+        return [(run[0][0], float(run[0][1]), float(run[-1][2])) for run in runs]
+
+    said = spoken_words(text)
+    words = [[said[first.word], on, off] for first, on, off in spans(lambda s: s.word)]
+    phones = [[s.phone, on, off] for s, on, off in spans(lambda s: (s.word, s.place))]
+    return wave, words, phones
 
 
 Segment = namedtuple("Segment", "seconds throat noise centre width first last phone word place")
@@ -677,13 +678,10 @@ def lay_out(text, voice, rng, emotion) -> list[Segment]:
                 stretch *= 0.8
             elif place == len(phones) - 1:
                 stretch *= 1.15
-            mouth = (first, last[0] if last else first)
+            rest = (first, last[0] if last else first, phone, w, place)
             if phone in STOPS and segments:  # before the first word nothing is heard to close
-                closed = (0.05 * stretch, STOPS[phone], 0, 0, 0, *mouth, phone, w, place)
-                segments.append(Segment(*closed))
-            segments.append(
-                Segment(seconds * stretch, throat, noise, centre, width, *mouth, phone, w, place)
-            )
+                segments.append(Segment(0.05 * stretch, STOPS[phone], 0, 0, 0, *rest))
+            segments.append(Segment(seconds * stretch, throat, noise, centre, width, *rest))
         if w < len(words) - 1 and word not in SHORT_WORDS:
             pause = rng.uniform(0.01, 0.06) / pace
             segments.append(Segment(pause, 0, 0, 0, 0, None, None, None, w, -1))
@@ -701,12 +699,11 @@ def utter(segments, ends, voice, rng, emotion) -> np.ndarray:
     formants = smooth(first[at] + (last[at] - first[at]) * along, 11)  # (frames, 3)
     columns = np.array([segment[1:5] for segment in segments], np.float32).T[:, at]
     throat, hiss, centre, width = columns
+    throat, hiss = smooth(throat, 5), smooth(hiss, 3)
     pulses = pad_frames(glottis(n, voice, rng, emotion))  # (frames, FRAME)
     noise = pad_frames(rng.standard_normal(n, np.float32))
-    return overlap_add(
-        mouth_spectra(pulses, noise, formants, smooth(throat, 5), smooth(hiss, 3), centre, width,
-                      voice, emotion), n,
-    )  # fmt: skip
+    spectra = mouth_spectra(pulses, noise, formants, throat, hiss, centre, width, voice, emotion)
+    return overlap_add(spectra, n)
 
 
 def mouths(segments) -> tuple[np.ndarray, np.ndarray]:
@@ -839,7 +836,6 @@ def kept_speech(engine, text, speaker) -> np.ndarray:
     if not path.exists():
         render = espeak if engine.kind == "espeak" else ask_server
         wave = check_speech(render(engine, text, asked), text, f"{engine.kind} {asked}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_clip(path, wave, f".{os.getpid()}-{get_ident()}.part")  # two may be at it
     return load_audio(path)  # what was kept, so that the first time is like every other
 
@@ -859,9 +855,8 @@ def espeak(engine, text, speaker) -> bytes:
 
 def ask_server(engine, text, speaker) -> bytes:
     body = {"model": engine.model, "input": text, "voice": speaker, "response_format": "wav"}
-    return request(
-        "POST", speech_url(engine), body=body, token=os.environ.get("TTS_API_KEY") or None
-    )
+    key = os.environ.get("TTS_API_KEY") or None
+    return request("POST", speech_url(engine), body=body, token=key)
 
 
 def check_speech(reply, text, where) -> np.ndarray:
@@ -870,9 +865,8 @@ def check_speech(reply, text, where) -> np.ndarray:
     longest = 2 + len(text.split())  # seconds
     with open_audio(io.BytesIO(reply)) as (_, file):  # its length first: hours pack into little
         seconds = file.frames / file.samplerate
-    expect(
-        0.1 <= seconds <= longest, where, f"0.1 to {longest} s for {text!r:.40}", f"{seconds:.2f} s"
-    )
+    wanted = f"0.1 to {longest} s for {text!r:.40}"
+    expect(0.1 <= seconds <= longest, where, wanted, f"{seconds:.2f} s")
     wave = load_audio(io.BytesIO(reply))
     peak = np.abs(wave).max()
     expect(peak > 0.01, where, "speech", f"silence (peak {peak:.4f})")
@@ -886,7 +880,10 @@ def check_speech(reply, text, where) -> np.ndarray:
 
 
 def mix(wave, noise, snr) -> np.ndarray:
-    """Add noise, `snr` dB below the wave: mean power over the whole clip against mean power."""
+    """Add noise, `snr` dB below the wave: mean power over the whole clip against mean power. Both
+    begin at once, and the shorter one is followed by silence."""
+    n = max(len(wave), len(noise))
+    wave, noise = (np.pad(part, (0, n - len(part))) for part in (wave, noise))
     power = np.mean(np.square(wave, dtype=np.float64)) / np.mean(np.square(noise, dtype=np.float64))
     return wave + noise * np.float32(np.sqrt(power / 10 ** (snr / 10)))
 
@@ -905,9 +902,7 @@ def reverberate(wave, seconds, dice):
     t = np.arange(int(0.7 * seconds * RATE), dtype=np.float32) / RATE
     room = 0.12 * dice.noise(len(t)) * np.exp(np.float32(-6.9 / seconds) * t)
     room[0] = 1
-    size = fast_size(len(wave) + len(room))
-    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(room, size)
-    return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
+    return convolved(wave, room)
 
 
 def add_echo(wave, seconds, dice):
@@ -1047,11 +1042,9 @@ def sound_clip(dice, labels=None) -> tuple[np.ndarray, dict]:
         snr = round(dice.between(0, 20), 2)
         wave = add_noise(wave, snr, dice)
         quality = {"label": "noise", "strength": snr, "unit": "dB"}
-    captions = describe(events)
     labels = list(dict.fromkeys(label for label, _, _ in events))
-    return at_level(dice, wave), {
-        "labels": labels, "events": events, "captions": captions, "quality": quality
-    }  # fmt: skip
+    known = {"labels": labels, "events": events, "captions": describe(events), "quality": quality}
+    return at_level(dice, wave), known
 
 
 def at_level(dice, wave) -> np.ndarray:
@@ -1070,10 +1063,9 @@ def music_clip(dice) -> tuple[np.ndarray, dict]:
     louder = {"steady": "", "rising": ", growing louder", "falling": ", growing softer"}
     music = {"tempo": tempo, "key": KEYS[key], "mode": mode, "instrument": instrument,
              "energy": energy, "dynamics": dynamics}  # fmt: skip
-    caption = f"{speed}{instrument} music in {KEYS[key]} {mode}{louder[dynamics]}"
-    return wave * np.float32(0.06 + 0.84 * energy), {
-        "labels": ["music", instrument], "captions": [caption], "music": music, "quality": CLEAN
-    }  # fmt: skip
+    captions = [f"{speed}{instrument} music in {KEYS[key]} {mode}{louder[dynamics]}"]
+    known = {"labels": ["music", instrument], "captions": captions, "music": music}
+    return wave * np.float32(0.06 + 0.84 * energy), {**known, "quality": CLEAN}
 
 
 def speech_clip(dice, engine, text=None, speaker=None) -> tuple[np.ndarray, dict]:
@@ -1085,8 +1077,7 @@ def speech_clip(dice, engine, text=None, speaker=None) -> tuple[np.ndarray, dict
     after = max(after, 1.0 - before - len(wave) / RATE)
     on, off = float(before), float(round(before + len(wave) / RATE + 5e-4, 3))
     for field in {"words", "phones"} & known.keys():
-        moved = ([name, round(a + on, 3), round(b + on, 3)] for name, a, b in known[field])
-        known[field] = list(moved)
+        known[field] = [[name, round(a + on, 3), round(b + on, 3)] for name, a, b in known[field]]
     spans = {"labels": ["speech"], "events": [["speech", on, off]], "quality": CLEAN}
     return at_level(dice, join([wave], [before, after])), {**known, **spans}
 
@@ -1102,7 +1093,6 @@ def background_clip(dice, engine) -> tuple[np.ndarray, dict]:
     wave, known = speech_clip(dice, engine)
     label, snr = dice.pick(list(EVENTS)), round(dice.between(0, 20), 2)
     behind, events = scene(dice, [label], len(wave) // MS * MS)
-    behind = np.pad(behind, (0, len(wave) - len(behind)))
     return at_level(dice, mix(wave, behind, snr)), {
         **known,
         "labels": ["speech", label],
@@ -1157,20 +1147,13 @@ def make_clip(seed, i, engine=FORMANT) -> tuple[np.ndarray, dict]:
     kind, split = CYCLE[place], BLOCK_SPLITS[block % len(BLOCK_SPLITS)]
     dice, group = Dice(split, seed, 0, i), Dice(split, seed, 1, block)
     corpus = "world" if engine.kind == "formant" else f"world-{engine.kind}"
-    name, rank = f"{corpus}-{seed}-{block}-{kind}", place - CYCLE.index(kind)
-    if kind == "sound":
-        wave, known = sound_clip(dice)
-    elif kind == "music":
-        wave, known = music_clip(dice)
-    elif kind == "speech":
-        wave, known = speech_clip(dice, engine)
-    elif kind == "degraded":
-        wave, known = degraded_clip(dice, engine)
-    elif kind == "background":
-        wave, known = background_clip(dice, engine)
-    else:
-        make = dialogue_clip if kind == "dialogue" else order_clip
-        wave, known = make(dice, engine, group, name, rank)
+    part = group, f"{corpus}-{seed}-{block}-{kind}", place - CYCLE.index(kind)
+    make, *needs = {
+        "sound": (sound_clip,), "music": (music_clip,), "speech": (speech_clip, engine),
+        "degraded": (degraded_clip, engine), "background": (background_clip, engine),
+        "dialogue": (dialogue_clip, engine, *part), "order": (order_clip, engine, *part),
+    }[kind]  # fmt: skip
+    wave, known = make(dice, *needs)
     served = engine.kind == "server" and "transcript" in known
     row = {
         "id": f"{corpus}-{seed}-{i:07d}",
@@ -1186,6 +1169,7 @@ def make_clip(seed, i, engine=FORMANT) -> tuple[np.ndarray, dict]:
 def write_clip(path, wave, ending=".part"):
     part, flac = Path(f"{path}{ending}"), io.BytesIO()
     soundfile.write(flac, wave, RATE, format="FLAC", subtype="PCM_16")
+    part.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(flac.getbuffer())
     part.replace(path)
 
@@ -1210,17 +1194,12 @@ def write_shard(out, count, seed, engine, shard) -> list[str]:
     for i in shard_clips(shard, count):
         try:
             wave, row = make_clip(seed, i, engine)
-        except Refused as refused:
-            if refused.status in (0, 401, 403, 404):  # no later clip would fare better
-                raise
-            missing.append(str(refused))
-            continue
         except BadInput as mistake:
+            if getattr(mistake, "status", None) in HOPELESS:  # no later clip would fare better
+                raise
             missing.append(str(mistake))
             continue
-        path = Path(out) / row["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_clip(path, wave)
+        write_clip(Path(out) / row["path"], wave)
         rows.append(row)
     write_rows(out, shard, rows)
     return missing
@@ -1229,10 +1208,9 @@ def write_shard(out, count, seed, engine, shard) -> list[str]:
 def own_rows(path):
     """(index, row) of a file that this program wrote: a damaged or foreign row is refused."""
     for number, row in read_values(path, stop):
-        name = row.get("id") if isinstance(row, dict) else None
-        named = re.fullmatch(r"world-.+-(\d{7})", name if isinstance(name, str) else "", re.ASCII)
+        fine = fits(row, {"id": str, "split": set(SPLITS), "duration": float})
+        named = fine and re.fullmatch(r"world-.+-(\d{7})", row["id"], re.ASCII)
         fine = named and row.get("path") == clip_path(int(named[1]))
-        fine = fine and row.get("split") in SPLITS and type(row.get("duration")) is float
         expect(fine, f"{path}: row {number}", "a clip of this world", f"{row!r:.60}")
         yield int(named[1]), row
 
@@ -1320,7 +1298,6 @@ DEMO = {
 
 
 def run_clips(args):
-    args.out.mkdir(parents=True, exist_ok=True)
     for i, (name, make) in enumerate(DEMO.items()):
         wave = make(Dice("test", args.seed, i))
         write_clip(args.out / f"{name}.flac", wave * np.float32(0.5 / np.abs(wave).max()))
@@ -1338,18 +1315,17 @@ def summary(path) -> str:
 def engine_of(args, model) -> Engine:
     """Whoever speaks, by the flags of add_voices()."""
     expect(args.tts or not args.voices, "--voices", "--tts beside it", "none")
-    engine = Engine(args.voice, cache=args.cache)
-    if args.tts is not None:
-        expect(args.voice == "formant", f"--voice {args.voice}", "no --tts beside it", args.tts)
-        fine = re.match(URL, args.tts)
-        expect(fine, "--tts", "a URL that begins with http:// or https://", repr(args.tts))
-        voices = read_json(args.voices) if args.voices else {}
-        fine = isinstance(voices, dict) and all(type(name) is str for name in voices.values())
-        expect(fine, args.voices, "an object of names", f"{voices!r:.60}")
-        engine = Engine("server", args.tts, model, voices, args.cache)
-    elif args.voice == "espeak":
-        expect(shutil.which("espeak-ng"), "--voice espeak", "espeak-ng on this machine", "none")
-    return engine
+    if args.tts is None:
+        here = args.voice != "espeak" or shutil.which("espeak-ng")
+        expect(here, "--voice espeak", "espeak-ng on this machine", "none")
+        return Engine(args.voice, cache=args.cache)
+    expect(args.voice == "formant", f"--voice {args.voice}", "no --tts beside it", args.tts)
+    fine = re.match(URL, args.tts)
+    expect(fine, "--tts", "a URL that begins with http:// or https://", repr(args.tts))
+    voices = read_json(args.voices) if args.voices else {}
+    fine = isinstance(voices, dict) and all(type(name) is str for name in voices.values())
+    expect(fine, args.voices, "an object of names", f"{voices!r:.60}")
+    return Engine("server", args.tts, model, voices, args.cache)
 
 
 def run_world(args):
