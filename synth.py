@@ -1793,12 +1793,27 @@ def audios(indices) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def clip_gold(*indices) -> dict:
-    return {"type": "clip", "value": indices[0] if len(indices) == 1 else sorted(indices)}
+def the_clips(*places) -> tuple[str, dict]:
+    """An answer that names clips: how it ends, and its gold. So are the next four."""
+    value = places[0] if len(places) == 1 else sorted(places)
+    return audios(places), {"type": "clip", "value": value}
 
 
-def yesno_gold(value, choices=YES_NO) -> dict:
-    return {"type": "yesno", "value": value, "choices": list(choices)}
+def yes_or_no(value, choices=YES_NO) -> tuple[str, dict]:
+    told = "not enough information" if value == "nei" else value
+    return told, {"type": "yesno", "value": value, "choices": list(choices)}
+
+
+def how_many(count) -> tuple[str, dict]:
+    return number_word(count), {"type": "count", "value": count}
+
+
+def the_words(values) -> tuple[str, dict]:
+    return listed(values), {"type": "keywords", "value": values}
+
+
+def in_words(text, facts) -> tuple[str, dict]:
+    return text, {"type": "text", "value": {"text": text, "slots": facts}}
 
 
 def place_of(rows, row) -> int:
@@ -1830,37 +1845,39 @@ def ranked(shelf, dice, n, fate, scales):
         fine = apart(scale, best, value(row)) and (value(row) < best) == most
         return fine and (n > 2 or within(scale, value(row), ends[not most], not most))
 
-    rows = shelf.draw(dice, key, 1, first)
-    best = value(rows[0])
-    rows = shuffled(dice, rows + shelf.draw(dice, key, n - 1, behind, rows))
-    says = {i: told(scale, label, value(row), row) for i, row in enumerate(rows, 1)}
-    winner = next(i for i, row in enumerate(rows, 1) if value(row) == best)
+    winner = shelf.draw(dice, key, 1, first)
+    best = value(winner[0])
+    rows = shuffled(dice, winner + shelf.draw(dice, key, n - 1, behind, winner))
+    says = [told(scale, label, value(row), row) for row in rows]
     form = f"{scale_name}, {'most' if most else 'least'}"
-    return Draft(form, {"label": label or ""}, rows, says, audio(winner), clip_gold(winner))
+    return Draft(form, {"label": label or ""}, rows, says, *the_clips(place_of(rows, *winner)))
 
 
 def labels_of(shelf, scale, n) -> list:
-    """The labels that a scale can be asked of; [None] where it has none to name."""
+    """The labels that a scale can be asked of; [None] where it has none to name. What is counted
+    occurs once in some clips, twice in others and more often in others."""
     labels = shelf.values("scale", scale, least=max(LABEL_CLIPS, n))
-    return [label for label in labels if scale != "count" or varied(shelf, label)]
+    return [label for label in labels if scale != "count" or len(shelf.values("times", label)) > 2]
 
 
-def varied(shelf, label) -> bool:
-    """It occurs once in some clips, twice in others and more often in others."""
-    return len(shelf.values("times", label)) > 2
-
-
-def difference(shelf, dice, n, fate) -> Draft:
-    """What two clips that have something in common do not have in common."""
+def alike_in_part(shelf, dice, n, fate, most=99) -> tuple:
+    """A kind of clip; two of it that have something in common, of at most so many things that tell
+    them; and n - 2 others."""
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
     shared = pick(dice, list(features(first)))
 
-    def alike_in_part(row):
-        return shared in features(row) and len(features(row)) <= 6
+    def like(row):
+        return shared in features(row) and len(features(row)) <= most
 
-    pair = [first, *shelf.draw(dice, ("kind", kind), 1, alike_in_part, [first])]
-    rows = shuffled(dice, pair + shelf.draw(dice, ("kind", kind), n - 2, features, pair))
+    pair = [first, *shelf.draw(dice, ("kind", kind), 1, like, [first])]
+    return kind, pair, shelf.draw(dice, ("kind", kind), n - 2, features, pair)
+
+
+def difference(shelf, dice, n, fate) -> Draft:
+    """What two clips that have something in common do not have in common."""
+    kind, pair, others = alike_in_part(shelf, dice, n, fate, 6)
+    rows = shuffled(dice, pair + others)
     a, b = sorted(place_of(rows, row) for row in pair)
     own = {i: features(rows[i - 1]) for i in (a, b)}
     alone = {i: [f for f in own[i] if f not in own[j]] for i, j in ((a, b), (b, a))}
@@ -1870,9 +1887,9 @@ def difference(shelf, dice, n, fate) -> Draft:
     need(1 <= len(set(names)) == len(facts) <= 6)  # a word, and a mood of that name, are one slot
     both = [named[0] for i in (a, b) for named in own[i].values()]
     need(kind == "speech" or not any(akin(name, other) for name in names for other in both))
-    says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
+    says = [listed(features(row)) for row in rows]
     about = {"first": audio(a), "second": audio(b)}
-    return Draft("difference", about, rows, says, verdict, text_gold(verdict, facts))
+    return Draft("difference", about, rows, says, *in_words(verdict, facts))
 
 
 def odd_one(shelf, dice, n, fate) -> Draft:
@@ -1882,7 +1899,7 @@ def odd_one(shelf, dice, n, fate) -> Draft:
     other = shelf.draw(dice, ("category", category, strange))
     odd = int(dice.rng.integers(n))
     rows[odd:odd] = other
-    return about_category("odd", category, rows, audio(odd + 1), clip_gold(odd + 1))
+    return about_category("odd", category, rows, the_clips(odd + 1))
 
 
 def alike(shelf, clips, kinds=1) -> list[str]:
@@ -1924,22 +1941,22 @@ def decoy(shelf, dice, kind, thing) -> tuple:
     return "kind", "sound" if kind == "label" else "speech"
 
 
-def about_category(form, category, rows, verdict, gold, **more) -> Draft:
+def about_category(form, category, rows, answer, **more) -> Draft:
     found, noun, plural = CATEGORIES[category]
     values = {found(row) for row in rows}
     need(category != "sound" or not any(akin(a, b) for a in values for b in values))
     about = {"category": category, "noun": noun, "plural": plural}
-    return Draft(form, about, rows, categories_told(category, rows), verdict, gold, more)
+    return Draft(form, about, rows, categories_told(category, rows), *answer, more)
 
 
-def categories_told(category, rows) -> dict:
+def categories_told(category, rows) -> list[str]:
     """What each clip is of a category. Voices have no names: they are A, B, ... as they come."""
     values = [CATEGORIES[category][0](row) for row in rows]
     if category == "voice":
         heard = list(dict.fromkeys(values))
         names = [chr(65 + i) if len(heard) <= 26 else str(i + 1) for i in range(len(heard))]
         values = [f"voice {names[heard.index(speaker)]}" for speaker in values]
-    return dict(enumerate(values, 1))
+    return values
 
 
 def clearest(shelf, dice, n, fate) -> Draft:
@@ -1955,9 +1972,8 @@ def clearest(shelf, dice, n, fate) -> Draft:
     for _ in range(n - 1):
         rows += shelf.draw(dice, ("quality", pick(dice, others)), without=rows)
     right, rows = rows[0], shuffled(dice, rows)
-    says = {i: row["quality"]["label"] for i, row in enumerate(rows, 1)}
-    place = place_of(rows, right)
-    return Draft(form, {"label": wanted}, rows, says, audio(place), clip_gold(place))
+    says = [row["quality"]["label"] for row in rows]
+    return Draft(form, {"label": wanted}, rows, says, *the_clips(place_of(rows, right)))
 
 
 def quality_most(shelf, dice, n, fate) -> Draft:
@@ -1980,9 +1996,8 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
         rows += shelf.draw(dice, ("category", "voice", speaker), without=rows)
     rows = shuffled(dice, rows)
     a, b = sorted(place_of(rows, row) for row in pair)
-    about = {"first": audio(a), "second": audio(b)}
-    says = categories_told("voice", rows)
-    return Draft("same speaker", about, rows, says, verdict, yesno_gold(verdict))
+    about, says = {"first": audio(a), "second": audio(b)}, categories_told("voice", rows)
+    return Draft("same speaker", about, rows, says, *yes_or_no(verdict))
 
 
 def close_voices(shelf, dice, count, least=2) -> list[str]:
@@ -2006,8 +2021,7 @@ def close_voices(shelf, dice, count, least=2) -> list[str]:
 
 def speaker_pair(shelf, dice, n, fate) -> Draft:
     need(n > 2)
-    voices = close_voices(shelf, dice, n - 1)
-    return paired(shelf, dice, "voice", voices)
+    return paired(shelf, dice, "voice", close_voices(shelf, dice, n - 1))
 
 
 def paired(shelf, dice, category, values) -> Draft:
@@ -2015,8 +2029,7 @@ def paired(shelf, dice, category, values) -> Draft:
     pair = shelf.draw(dice, ("category", category, values[0]), 2)
     rest = [shelf.draw(dice, ("category", category, value))[0] for value in values[1:]]
     rows = shuffled(dice, pair + rest)
-    places = [place_of(rows, row) for row in pair]
-    return about_category("pair", category, rows, audios(places), clip_gold(*places))
+    return about_category("pair", category, rows, the_clips(*(place_of(rows, r) for r in pair)))
 
 
 def count_speakers(shelf, dice, n, fate) -> Draft:
@@ -2036,9 +2049,8 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
     rows = shuffled(dice, rows)
     says = categories_told("voice", rows)
-    says[place_of(rows, asked)] += f", {quote(asked)}"
-    about = {"quote": quote(asked)}
-    return Draft("heard again", about, rows, says, verdict, yesno_gold(verdict))
+    says[place_of(rows, asked) - 1] += f", {quote(asked)}"
+    return Draft("heard again", {"quote": quote(asked)}, rows, says, *yes_or_no(verdict))
 
 
 def keyword(shelf, dice, n, fate) -> Draft:
@@ -2056,9 +2068,7 @@ def keyword(shelf, dice, n, fate) -> Draft:
     for row in rows:
         need(any(len(shelf.index["word", w]) > n for w in said_in(row) if w not in shared))
     rows = shuffled(dice, rows)
-    says = {i: quote(row) for i, row in enumerate(rows, 1)}
-    gold = {"type": "keywords", "value": sorted(shared)}
-    return Draft("keyword", {}, rows, says, listed(sorted(shared)), gold)
+    return Draft("keyword", {}, rows, list(map(quote, rows)), *the_words([word]))
 
 
 # --- reasoning & logic
@@ -2071,13 +2081,12 @@ def bridge(shelf, dice, n, fate) -> Draft:
     verdict = chosen(("yes", "no", "nei"), fate[0])
     (kind, r1, r2), form = pick(dice, list(BRIDGES.items()))
     start = shelf.draw(dice, ("fact", r1))[0]
-    _, whom, what = fact_of(start)
-    known = what if kind == "by" else whom  # what the claim says of whoever it is about
+    side = 1 if kind == "by" else 2  # where a first fact has whoever both facts are about,
+    known = fact_of(start)[3 - side]  # and where what the claim knows them by
     firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
+    firsts = {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}
     claimed = pick(dice, shelf.values("what", r2))
     pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
-    firsts = {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}
-    side = 1 if kind == "by" else 2
     elsewhere = [fact for fact in elsewhere if fact[1] in {first[side] for first in firsts}]
     for fact, first in firsts.items():
         middle = fact[side]
@@ -2094,23 +2103,20 @@ def bridge(shelf, dice, n, fate) -> Draft:
 
     def harmless(row):
         """It neither says who the claim is about, nor what is so of them."""
-        relation, whom, what = fact_of(row)
-        tells_who = relation == r1 and (what if kind == "by" else whom) == known
-        about_them = relation in (r1, r2) and whom == middle  # and might contradict it
+        fact = fact_of(row)
+        tells_who = fact[0] == r1 and fact[3 - side] == known
+        about_them = fact[0] in (r1, r2) and fact[1] == middle  # and might contradict it
         return not tells_who and not about_them
 
     for i in range(n - 2):
-        key = (
-            ("what", r2, claimed) if i == 0 and verdict == "no" else ("fact", pick(dice, (r1, r2)))
-        )
+        tempting = i == 0 and verdict == "no"
+        key = ("what", r2, claimed) if tempting else ("fact", pick(dice, (r1, r2)))
         key = key if key in shelf.index else ("fact", r1)
         rows += shelf.draw(dice, key, 1, harmless, rows)
     rows = shuffled(dice, rows)
-    says = {i: quote(row) for i, row in enumerate(rows, 1)}
     about = {"claim": phrase(dice, form).format(first=known, second=claimed)}
-    told = {"nei": "not enough information"}.get(verdict, verdict)
-    gold = yesno_gold(verdict, ("yes", "no", "nei"))
-    return Draft("entailment", about, rows, says, told, gold)
+    answer = yes_or_no(verdict, ("yes", "no", "nei"))
+    return Draft("entailment", about, rows, list(map(quote, rows)), *answer)
 
 
 def facts_of(shelf, key) -> list:
@@ -2124,15 +2130,14 @@ def exactly(shelf, dice, n, fate) -> Draft:
     there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
     thing, rows, says, _ = with_and_without(shelf, dice, n, there)
     about = {"thing": thing, "number": number_word(wanted)}
-    return Draft("exactly", about, rows, says, verdict, yesno_gold(verdict))
+    return Draft("exactly", about, rows, says, *yes_or_no(verdict))
 
 
-def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
+def with_and_without(shelf, dice, n, there) -> tuple[str, list, list, list]:
     """A word or a sound; clips, `there` of them with it and the rest without; whether it is heard
-    in each; and those with it."""
+    in each; and the places of those with it."""
     choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
-    kind = pick(dice, [kind for kind, values in choices.items() if values] or [None])
-    need(kind)
+    kind = pick(dice, [kind for kind, values in choices.items() if values])
     thing = pick(dice, choices[kind])
     those = shelf.draw(dice, (kind, thing), there)
     rows = list(those)
@@ -2141,9 +2146,8 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, dict, list]:
     rows = shuffled(dice, rows)
     name = f'"{thing}"' if kind == "word" else thing
     said = f"the word {name}" if kind == "word" else f"the sound of {name}"
-    with_it = {place_of(rows, row) for row in those}
-    says = {i: name if i in with_it else f"no {name}" for i in range(1, n + 1)}
-    return said, rows, says, those
+    places = [place_of(rows, row) for row in those]
+    return said, rows, [name if i in places else f"no {name}" for i in range(1, n + 1)], places
 
 
 def lacking(kind, thing):
@@ -2175,23 +2179,21 @@ def listed(labels) -> str:
 
 def agree(shelf, dice, n, fate) -> Draft:
     """Do all clips say the same of one thing?"""
-    answer = chosen(YES_NO, fate[0])
-    told = answer, yesno_gold(answer)
-    return factual(shelf, dice, n, "agree", int(answer == "no"), lambda rows, odd: told)
+    verdict = chosen(YES_NO, fate[0])
+    return factual(shelf, dice, n, "agree", int(verdict == "no"), lambda odd: yes_or_no(verdict))
 
 
 def dissenter(shelf, dice, n, fate) -> Draft:
     need(n > 2)
-    return factual(shelf, dice, n, "dissenter", 1, lambda rows, odd: (audio(odd), clip_gold(odd)))
+    return factual(shelf, dice, n, "dissenter", 1, the_clips)
 
 
 def supporters(shelf, dice, n, fate) -> Draft:
     """Which clips are the many, where one says otherwise?"""
     need(n > 2)
 
-    def rest(rows, odd):
-        places = [i for i in range(1, n + 1) if i != odd]
-        return audios(places), clip_gold(*places)
+    def rest(odd):
+        return the_clips(*(i for i in range(1, n + 1) if i != odd))
 
     return factual(shelf, dice, n, "supporters", 1, rest)
 
@@ -2208,10 +2210,9 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
     rows = shelf.draw(dice, ("whom", *key), n - odd, lambda row: fact_of(row) == same)
     other = shelf.draw(dice, ("whom", *key), odd, lambda row: fact_of(row) == strange)
     rows = shuffled(dice, rows + other)
-    verdict, gold = answer(rows, place_of(rows, other[0]) if other else 0)
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=key[1])}
-    says = {i: f'"{fact_of(row)[2]}"' for i, row in enumerate(rows, 1)}
-    return Draft(form, about, rows, says, verdict, gold)
+    says = [f'"{fact_of(row)[2]}"' for row in rows]
+    return Draft(form, about, rows, says, *answer(place_of(rows, other[0]) if other else 0))
 
 
 def same_words(shelf, dice, n, fate) -> Draft:
@@ -2219,7 +2220,6 @@ def same_words(shelf, dice, n, fate) -> Draft:
     something else says some of the same words, if anybody does."""
     verdict = chosen(YES_NO, fate[0])
     texts = shelf.values("text", least=n)
-    need(texts)
     text = pick(dice, texts)
     others = [t for t in texts if t != text and len(t.split()) == len(text.split())]
     need(others)
@@ -2227,8 +2227,7 @@ def same_words(shelf, dice, n, fate) -> Draft:
     if verdict == "no":
         rows += shelf.draw(dice, ("text", pick(dice, others)))
     rows = shuffled(dice, rows)
-    says = {i: quote(row) for i, row in enumerate(rows, 1)}
-    return Draft("same words", {}, rows, says, verdict, yesno_gold(verdict))
+    return Draft("same words", {}, rows, list(map(quote, rows)), *yes_or_no(verdict))
 
 
 ELSE = "something else"
@@ -2250,20 +2249,19 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
         rest += shelf.draw(dice, key, 1, other, rest)
     rows = shuffled(dice, [right, *rest])
     place = place_of(rows, right)
-    says = {i: quote(row) if i == place else ELSE for i, row in enumerate(rows, 1)}
+    says = [quote(row) if row is right else ELSE for row in rows]
     about = {"topic": phrase(dice, TOPICS[relation]).format(whom=whom)}
     if fate[1] < 0.4:
-        return Draft("needle, where", about, rows, says, audio(place), clip_gold(place))
+        return Draft("needle, where", about, rows, says, *the_clips(place))
     if fate[1] < 0.7:
-        return Draft("needle, what", about, rows, says, what, {"type": "keywords", "value": [what]})
-    both = f"{audio(place)}, {what}"
-    return Draft("needle, both", about, rows, says, both, text_gold(both, [[audio(place)], [what]]))
+        return Draft("needle, what", about, rows, says, *the_words([what]))
+    both = in_words(f"{audio(place)}, {what}", [[audio(place)], [what]])
+    return Draft("needle, both", about, rows, says, *both)
 
 
 def needle_word(shelf, dice, n, fate) -> Draft:
-    thing, rows, says, those = with_and_without(shelf, dice, n, 1)
-    place = place_of(rows, those[0])
-    return Draft("needle, heard", {"thing": thing}, rows, says, audio(place), clip_gold(place))
+    thing, rows, says, places = with_and_without(shelf, dice, n, 1)
+    return Draft("needle, heard", {"thing": thing}, rows, says, *the_clips(*places))
 
 
 def all_same(shelf, dice, n, fate) -> Draft:
@@ -2273,8 +2271,7 @@ def all_same(shelf, dice, n, fate) -> Draft:
     rows = shelf.draw(dice, ("category", category, value), n - (verdict == "no"))
     if verdict == "no":
         rows += shelf.draw(dice, ("category", category, strange))
-    rows = shuffled(dice, rows)
-    return about_category("all same", category, rows, verdict, yesno_gold(verdict))
+    return about_category("all same", category, shuffled(dice, rows), yes_or_no(verdict))
 
 
 def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
@@ -2289,8 +2286,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     rows = []
     for value in [*values, *(pick(dice, values) for _ in range(n - kinds))]:
         rows += shelf.draw(dice, ("category", category, value), without=rows)
-    rows, gold = shuffled(dice, rows), {"type": "count", "value": kinds}
-    return about_category("kinds", category, rows, number_word(kinds), gold, range=[1, n])
+    return about_category("kinds", category, shuffled(dice, rows), how_many(kinds), range=[1, n])
 
 
 def pair_same(shelf, dice, n, fate) -> Draft:
@@ -2317,10 +2313,8 @@ def chronology(shelf, dice, n, fate) -> Draft:
     told = [shelf.row(window[i][1]) for i in part]
     rows = shuffled(dice, told)
     order = [place_of(rows, row) for row in told]
-    says = {i: heard(row) for i, row in enumerate(rows, 1)}
-    need(
-        all(says.values()) and len(set(says.values())) == n
-    )  # who says the same could change places
+    says = list(map(heard, rows))
+    need(all(says) and len(set(says)) == n)  # who says the same could change places
     gold = {"type": "order", "value": order}
     form = "turns" if "dialogue" in told[0] else "order"
     return Draft(form, {}, rows, says, ", ".join(map(audio, order)), gold)
@@ -2335,7 +2329,6 @@ def when(shelf, dice, n, fate) -> Draft:
     """In which clip something occurs, and from when to when."""
     choices = {kind: shelf.values(kind, least=LABEL_CLIPS) for kind in ("span", "timed")}
     key = "span" if choices["span"] and (fate[1] < 0.7 or not choices["timed"]) else "timed"
-    need(choices[key])
     thing = pick(dice, choices[key])
     kind = "label" if key == "span" else "word"
     rows = right, *_ = shelf.draw(dice, (key, thing))
@@ -2344,20 +2337,18 @@ def when(shelf, dice, n, fate) -> Draft:
     spans = right["events" if key == "span" else "words"]
     on, off = next(span[1:] for span in spans if span[0] == thing)
     rows = shuffled(dice, rows)
-    place = place_of(rows, right)
-    says = {i: f"no {thing}" for i in range(1, n + 1)}
-    says[place] = f"{thing} from {on:.1f} to {off:.1f} s"
+    place, times = place_of(rows, right), f"{on:.1f} to {off:.1f} s"
+    says = [f"{thing} from {times}" if row is right else f"no {thing}" for row in rows]
     about = {"thing": f"the sound of {thing}" if kind == "label" else f'the word "{thing}"'}
     gold = {"type": "span", "value": {"clip": place, "on": on, "off": off}}
-    return Draft("when", about, rows, says, f"{audio(place)}, {on:.1f} to {off:.1f} s", gold)
+    return Draft("when", about, rows, says, f"{audio(place)}, {times}", gold)
 
 
 def total(shelf, dice, n, fate) -> Draft:
     """How often something is heard in all clips together: any number in 1..2n as likely."""
     wanted = 1 + int(fate[0] * 2 * n)
-    label = pick(
-        dice, [label for label in shelf.values("label") if most_times(shelf, label, n) > 1]
-    )
+    labels = [label for label in shelf.values("label") if most_times(shelf, label, n) > 1]
+    label = pick(dice, labels)
     most, counts, left = min(most_times(shelf, label, n), 2 * n - 1), [], wanted
     for more in reversed(range(n)):  # clips still to come
         fits = [c for c in range(most + 1) if 0 <= left - c <= most * more]
@@ -2371,9 +2362,9 @@ def total(shelf, dice, n, fate) -> Draft:
             key = decoy(shelf, dice, "label", label)
             rows += shelf.draw(dice, key, 1, lacking("label", label), rows)
     rows = shuffled(dice, rows)
-    says = {i: told_count(count_of(row, label) or 0, label) for i, row in enumerate(rows, 1)}
-    gold, limits = {"type": "count", "value": wanted}, {"range": [1, 2 * n]}
-    return Draft("total", {"label": label}, rows, says, number_word(wanted), gold, limits)
+    says = [told_count(count_of(row, label) or 0, label) for row in rows]
+    limits = {"range": [1, 2 * n]}
+    return Draft("total", {"label": label}, rows, says, *how_many(wanted), limits)
 
 
 def most_times(shelf, label, n) -> int:
@@ -2387,8 +2378,8 @@ def most_times(shelf, label, n) -> int:
 def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
     thing, rows, says, _ = with_and_without(shelf, dice, n, there)
-    gold, limits = {"type": "count", "value": there}, {"range": [0, n]}
-    return Draft("clips with", {"thing": thing}, rows, says, number_word(there), gold, limits)
+    limits = {"range": [0, n]}
+    return Draft("clips with", {"thing": thing}, rows, says, *how_many(there), limits)
 
 
 # --- captions
@@ -2430,19 +2421,16 @@ def caption(row) -> tuple[str, list]:
     return listed(sounds_of(row)[:4]), [[label] for label in sounds_of(row)[:4]]
 
 
-def text_gold(text, facts) -> dict:
-    return {"type": "text", "value": {"text": text, "slots": facts}}
-
-
 def describe_each(shelf, dice, n, fate) -> Draft:
     kinds = shelf.values("kind", least=n)
-    rows, facts, says = [], [], {}
-    for i in range(1, n + 1):
+    rows, facts, says = [], [], []
+    for _ in range(n):
         rows += shelf.draw(dice, ("kind", pick(dice, kinds)), without=rows)
-        says[i], more = caption(rows[-1])
+        text, more = caption(rows[-1])
+        says.append(text)
         facts += [fact for fact in more if fact not in facts]
-    verdict = "; ".join(f"{audio(i)}: {text}" for i, text in says.items())
-    return Draft("describe each", {}, rows, says, verdict, text_gold(verdict, facts))
+    verdict = "; ".join(f"{audio(i)}: {text}" for i, text in enumerate(says, 1))
+    return Draft("describe each", {}, rows, says, *in_words(verdict, facts))
 
 
 def describe_together(shelf, dice, n, fate) -> Draft:
@@ -2450,9 +2438,8 @@ def describe_together(shelf, dice, n, fate) -> Draft:
     rows = shelf.draw(dice, ("kind", "sound"), n, sounds_of)
     labels = list(dict.fromkeys(label for row in rows for label in sounds_of(row)))
     need(len(labels) <= 8)
-    says = {i: listed(sounds_of(row)) for i, row in enumerate(rows, 1)}
-    gold = text_gold(listed(labels), [ways(label) for label in labels])
-    return Draft("describe together", {}, rows, says, listed(labels), gold)
+    says, answer = list(map(heard, rows)), in_words(listed(labels), list(map(ways, labels)))
+    return Draft("describe together", {}, rows, says, *answer)
 
 
 def features(row) -> dict:
@@ -2474,12 +2461,8 @@ def features(row) -> dict:
 def contrast(shelf, dice, n, fate) -> Draft:
     """What one clip has and no other: some of what it has others have too, and what it has alone
     depends on who they are."""
-    kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
-    target = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
-    own = features(target)
-    shared = pick(dice, list(own))
-    rest = shelf.draw(dice, ("kind", kind), 1, lambda row: shared in features(row), [target])
-    rest += shelf.draw(dice, ("kind", kind), n - 2, features, [target, *rest])
+    kind, (target, *rest), others = alike_in_part(shelf, dice, n, fate)
+    rest, own = rest + others, features(target)
     others = {feature: named for row in rest for feature, named in features(row).items()}
     alone = [feature for feature in own if feature not in others]
     need(alone and len(alone) < len(own))
@@ -2492,10 +2475,10 @@ def contrast(shelf, dice, n, fate) -> Draft:
         dice, key, 1, lambda row: feature in features(row) and own.keys() - features(row).keys()
     )
     rows = shuffled(dice, [target, *rest])
-    says = {i: listed(features(row)) for i, row in enumerate(rows, 1)}
-    gold = text_gold(listed(alone), [own[feature] for feature in alone])
+    says = [listed(features(row)) for row in rows]
     about = {"first": audio(place_of(rows, target))}
-    return Draft("contrast", about, rows, says, listed(alone), gold)
+    answer = in_words(listed(alone), [own[feature] for feature in alone])
+    return Draft("contrast", about, rows, says, *answer)
 
 
 # --- on one clip: what it takes to hear, before anything is compared
@@ -2504,41 +2487,33 @@ def contrast(shelf, dice, n, fate) -> Draft:
 def transcribe(shelf, dice, n, fate) -> Draft:
     row = shelf.draw(dice, ("kind", "speech"), 1, lambda row: words(row.get("transcript", "")))[0]
     text = row["transcript"]
-    return Draft(
-        "transcribe", {}, [row], {1: quote(row)}, text, {"type": "transcript", "value": text}
-    )
+    gold = {"type": "transcript", "value": text}
+    return Draft("transcribe", {}, [row], [quote(row)], text, gold)
 
 
 def tag(shelf, dice, n, fate) -> Draft:
     row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: 0 < len(sounds_of(row)) <= 6)[0]
     labels = sounds_of(row)
     gold = {"type": "keywords", "value": [label.lower() for label in labels]}
-    return Draft("tag", {}, [row], {1: listed(labels)}, listed(labels), gold)
+    return Draft("tag", {}, [row], [listed(labels)], listed(labels), gold)
 
 
 def describe_one(shelf, dice, n, fate) -> Draft:
     row = shelf.draw(dice, ("kind", chosen(shelf.values("kind"), fate[1])))[0]
     text, facts = caption(row)
-    return Draft("describe", {}, [row], {1: text}, text, text_gold(text, facts))
+    return Draft("describe", {}, [row], [text], *in_words(text, facts))
 
 
 def count_one(shelf, dice, n, fate) -> Draft:
     """None to three times, each as likely."""
-    label, times = pick(dice, countable(shelf)), int(fate[0] * 4)
+    labels = [label for label in shelf.values("label") if most_times(shelf, label, 1) >= 3]
+    label, times = pick(dice, labels), int(fate[0] * 4)
     if times:
         row = shelf.draw(dice, ("times", label, times))[0]
     else:
         row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: lacks(row, label))[0]
-    gold, says = {"type": "count", "value": times}, {1: told_count(times, label)}
-    return Draft(
-        "count", {"label": label}, [row], says, number_word(times), gold, {"range": [0, 3]}
-    )
-
-
-def countable(shelf) -> list[str]:
-    labels = [label for label in shelf.values("label") if most_times(shelf, label, 1) >= 3]
-    need(labels)
-    return labels
+    says, limits = [told_count(times, label)], {"range": [0, 3]}
+    return Draft("count", {"label": label}, [row], says, *how_many(times), limits)
 
 
 def locate(shelf, dice, n, fate) -> Draft:
@@ -2550,21 +2525,20 @@ def locate(shelf, dice, n, fate) -> Draft:
 
 def choose_category(shelf, dice, categories, fate) -> Draft:
     """One of the values that clips have of a category, or of a recording's quality."""
-    usable = [c for c in categories if len(shelf.values("category", c, least=3)) > 1]
-    faults = [v for v in shelf.values("quality", least=3) if v not in ("clean", "background")]
-    usable += ["quality"] if len(faults) > 1 else []
-    category = chosen([c for c in usable if c in categories], fate[1])
+    values = {c: shelf.values("category", c, least=3) for c in categories}
+    if "quality" in values:
+        faults = shelf.values("quality", least=3)
+        values["quality"] = [v for v in faults if v not in ("clean", "background")]
+    category = chosen([c for c in values if len(values[c]) > 1], fate[1])
+    value = chosen(values[category], fate[0])
     fault = category == "quality"
-    key = ("quality",) if fault else ("category", category)
-    values = faults if fault else shelf.values(*key, least=3)
-    value = chosen(values, fate[0])
-    row = shelf.draw(dice, (*key, value))[0]
-    others = [other for other in values if other != value]
+    row = shelf.draw(dice, ("quality", value) if fault else ("category", category, value))[0]
+    others = [other for other in values[category] if other != value]
     choices = shuffled(dice, [value, *shuffled(dice, others)[:3]])
     noun = "fault of the recording" if fault else CATEGORIES[category][1]
     about = {"noun": noun, "choices": f"{', '.join(choices[:-1])} or {choices[-1]}"}
     gold = {"type": "choice", "value": value, "choices": choices}
-    return Draft("which value", about, [row], {1: value}, value, gold, {"choices": choices})
+    return Draft("which value", about, [row], [value], value, gold)
 
 
 def voice(shelf, dice, n, fate) -> Draft:
@@ -2650,10 +2624,8 @@ def unlike_sounds(shelf, dice, count, least=1) -> list[str]:
 
 def mixed(shelf, a, b, snr=0, **known) -> dict:
     """Both at once from the start, the second `snr` dB softer."""
-    waves = [heard_in(shelf, row) for row in (a, b)]
-    n = max(map(len, waves))
-    wave, noise = (np.pad(level(wave), (0, n - len(wave))) for wave in waves)
-    return made(mix(wave, noise, snr), [a, b], **known)
+    waves = [level(heard_in(shelf, row)) for row in (a, b)]
+    return made(mix(*waves, snr), [a, b], **known)
 
 
 # MALLM, speech: a sentence and another that an edit of a word or two makes of it.
@@ -2732,8 +2704,8 @@ def one_voice(shelf, dice, edit, texts, verdict, facts) -> Draft:
     """The two sentences, so that nothing but their words differs."""
     speaker = pick(dice, speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
-    says = {i: quote(row) for i, row in enumerate(rows, 1)}
-    return Draft("speech pair", {"edit": edit}, rows, says, verdict, text_gold(verdict, facts))
+    says, answer = list(map(quote, rows)), in_words(verdict, facts)
+    return Draft("speech pair", {"edit": edit}, rows, says, *answer)
 
 
 def sound_pair(shelf, dice, n, fate) -> Draft:
@@ -2741,10 +2713,8 @@ def sound_pair(shelf, dice, n, fate) -> Draft:
     one."""
     case = 1 + int(fate[0] * 5)
     x, y, z = unlike_sounds(shelf, dice, 3, least=2)
-    first, again, second, third = (
-        *shelf.draw(dice, ("category", "sound", x), 2),
-        *(shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z)),
-    )
+    first, again = shelf.draw(dice, ("category", "sound", x), 2)
+    second, third = (shelf.draw(dice, ("category", "sound", label))[0] for label in (y, z))
     both = f"both have the sound of {x}"
     if case == 1:
         rows, verdict, facts = [first, again], both, [[x]]
@@ -2754,17 +2724,17 @@ def sound_pair(shelf, dice, n, fate) -> Draft:
     elif case == 3:
         rows = [first, mixed(shelf, first, second, labels=[x, y])]
         rows = rows[::-1] if fate[2] < 0.5 else rows
-        more = audio(1 + ("labels" in rows[1] and len(rows[1]["labels"]) == 2))
+        more = audio(1 if fate[2] < 0.5 else 2)
         verdict, facts = f"{both}, {more} also has {y}", [[x], [more], [y]]
     else:
         rows = [mixed(shelf, first, other, labels=[x, label])
                 for other, label in ((second, y), (third, z))]  # fmt: skip
         verdict = f"{both}, {audio(1)} also has {y} and {audio(2)} also has {z}"
         facts = [[x], [y], [z]]
-    says = {i: listed(row["labels"]) for i, row in enumerate(rows, 1)}
+    says = [listed(row["labels"]) for row in rows]
     if case == 5:
-        return Draft("common sound", {"case": 5}, rows, says, x, {"type": "keywords", "value": [x]})
-    return Draft("sound pair", {"case": case}, rows, says, verdict, text_gold(verdict, facts))
+        return Draft("common sound", {"case": 5}, rows, says, *the_words([x]))
+    return Draft("sound pair", {"case": case}, rows, says, *in_words(verdict, facts))
 
 
 # JASCO: what are they doing? Neither the sound nor the sentence says it alone.
@@ -2849,14 +2819,12 @@ def scene_heard(shelf, dice, n, fate) -> Draft:
 def staged(shelf, dice, told, sound) -> Draft:
     """One clip with both, the sound behind the sentence."""
     speech = spoken(shelf, dice, told.sentence, pick(dice, speakers(shelf.engine, dice.split)))
-    wave, behind = speech["wave"], level(heard_in(shelf, sound))
-    n = max(len(wave), len(behind))
-    wave, behind = (np.pad(part, (0, n - len(part))) for part in (wave, behind))
-    row = made(mix(wave, behind, dice.between(0, 6)), [speech, sound], transcript=told.sentence)
+    wave = mix(speech["wave"], level(heard_in(shelf, sound)), dice.between(0, 6))
+    row = made(wave, [speech, sound], transcript=told.sentence)
     says = f"{lone_sound(sound)}, {quote(row)}"
-    gold = text_gold(told.doing, [told.keywords.split(", ")])
+    _, gold = in_words(told.doing, [told.keywords.split(", ")])
     about = {"sound": lone_sound(sound), "by_sound": told.by_sound, "by_speech": told.by_speech}
-    return Draft("scene", about, [row], {1: says}, f"{says}. Answer: {told.doing}", gold)
+    return Draft("scene", about, [row], [says], f"{says}. Answer: {told.doing}", gold)
 
 
 # CompA: the same two sounds, in another order or with their loudness exchanged.
@@ -2864,6 +2832,7 @@ def staged(shelf, dice, told, sound) -> Draft:
 
 def same_parts(shelf, dice, n, put_together) -> Draft:
     """put_together(x, y) -> (wave, caption) of n clips; which of the captions fits one of them?"""
+    need(n <= 3)
     x, y = unlike_sounds(shelf, dice, 2)
     parts = [shelf.draw(dice, ("category", "sound", label))[0] for label in (x, y)]
     waves = [level(heard_in(shelf, row)) for row in parts]
@@ -2874,38 +2843,28 @@ def same_parts(shelf, dice, n, put_together) -> Draft:
     choices = shuffled(dice, captions)
     about = {"first": audio(asked + 1), "choices": " or ".join(f'"{text}"' for text in choices)}
     gold = {"type": "choice", "value": captions[asked], "choices": choices}
-    more = {"choices": choices, "captions": captions}
-    says = dict(enumerate(captions, 1))
-    return Draft("caption of", about, rows, says, captions[asked], gold, more)
-
-
-def both_at_once(a, b, snr) -> np.ndarray:
-    n = max(len(a), len(b))
-    return mix(np.pad(a, (0, n - len(a))), np.pad(b, (0, n - len(b))), snr)
+    more = {"captions": captions}
+    return Draft("caption of", about, rows, captions, captions[asked], gold, more)
 
 
 def order_parts(shelf, dice, n, fate) -> Draft:
-    need(n <= 3)
-
     def put_together(x, y, a, b):
         x, y = event_phrase(x), event_phrase(y)
         return [
             (join([a, b], [0, 0.1, 0]), f"{x}, then {y}"),
             (join([b, a], [0, 0.1, 0]), f"{y}, then {x}"),
-            (both_at_once(a, b, 0), f"{x} and {y} at the same time"),
+            (mix(a, b, 0), f"{x} and {y} at the same time"),
         ]
 
     return same_parts(shelf, dice, n, put_together)
 
 
 def attribute_parts(shelf, dice, n, fate) -> Draft:
-    need(n <= 3)
-
     def put_together(x, y, a, b):
         return [
-            (both_at_once(a, b, 12), f"loud {x} and soft {y}"),
-            (both_at_once(a, b, -12), f"loud {y} and soft {x}"),
-            (both_at_once(a, b, 0), f"{x} and {y}, equally loud"),
+            (mix(a, b, 12), f"loud {x} and soft {y}"),
+            (mix(a, b, -12), f"loud {y} and soft {x}"),
+            (mix(a, b, 0), f"{x} and {y}, equally loud"),
         ]
 
     return same_parts(shelf, dice, n, put_together)
@@ -3112,12 +3071,12 @@ def write_item(draft, dice, task, id) -> dict:
     asked = place.format(question=question, clips=markers, n=number_word(n))
     answer = draft.verdict
     if n > 1 and draft.form != "describe each":
-        evidence = "; ".join(f"{audio(i)}: {says}" for i, says in sorted(draft.says.items()))
+        evidence = "; ".join(f"{audio(i)}: {says}" for i, says in enumerate(draft.says, 1))
         ending = filled(phrase(dice, FORMS["answer"]), {"verdict": answer})
         answer = " ".join(filter(None, (f"{evidence}.", draft.reason, ending)))
-    said = " ".join([question, answer, *draft.says.values()])
-    need("<sound-" not in said)  # a transcript may say anything
-    more = {key: value for key, value in draft.more.items() if key != "choices"}
+    need("<sound-" not in " ".join([question, answer, *draft.says]))  # a transcript may say it
+    corpora = {part for row in draft.rows for part in row["corpus"].split("+")}
+    choices = draft.gold["type"] == "choice" and draft.gold["choices"]
     return {
         "id": id,
         "task": task,
@@ -3126,17 +3085,15 @@ def write_item(draft, dice, task, id) -> dict:
         "question": asked,
         "answer": answer,
         "gold": draft.gold,
-        **({"choices": draft.more["choices"]} if "choices" in draft.more else {}),
-        "source": "+".join(
-            sorted({part for row in draft.rows for part in row["corpus"].split("+")})
-        ),
+        **({"choices": choices} if choices else {}),
+        "source": "+".join(sorted(corpora)),
         "licences": sorted({part for row in draft.rows for part in row["licence"].split("; ")}),
         "meta": {
             "ids": [row["id"] for row in draft.rows],
             "about": draft.about,
-            "evidence": [{"clip": i, "says": says} for i, says in sorted(draft.says.items())],
+            "evidence": [{"clip": i, "says": says} for i, says in enumerate(draft.says, 1)],
             "verdict": draft.verdict,
-            **more,
+            **draft.more,
         },
     }
 
@@ -3421,10 +3378,6 @@ def topic_of(dice) -> tuple[str, list]:
     return topic, shuffled(dice, SUBJECTS[topic].split())
 
 
-def heard_in_each(rows) -> dict:
-    return {i: heard(row) for i, row in enumerate(rows, 1)}
-
-
 def brief_factual(shelf, dice, n, fate) -> Brief:
     label, (topic, details) = chosen(("Yes", "No"), fate[0]), topic_of(dice)
     data = {"K": n, "label": label, "topic": topic, "let it be about": details[:2]}
@@ -3451,11 +3404,10 @@ def faults_factual(brief, reply):
 
 def draft_factual(shelf, dice, brief, reply):
     rows, made_up = recited(shelf, dice, [clip["text"] for clip in reply["clips"]])
-    verdict = brief.data["label"].lower()
-    about, gold = {"claim": reply["claim"].rstrip(".")}, yesno_gold(verdict)
+    answer = yes_or_no(brief.data["label"].lower())
+    about, says = {"claim": reply["claim"].rstrip(".")}, list(map(heard, rows))
     form = "Do " + ALL + " [support this claim|back this claim|bear this claim out]: {claim}?"
-    says, reason = heard_in_each(rows), reply["rationale"]
-    return Draft(form, about, rows, says, verdict, gold, made_up, reason)
+    return Draft(form, about, rows, says, *answer, made_up, reply["rationale"])
 
 
 def brief_keywords(shelf, dice, n, fate) -> Brief:
@@ -3478,10 +3430,9 @@ def faults_keywords(brief, reply):
 
 def draft_keywords(shelf, dice, brief, reply):
     rows, made_up = recited(shelf, dice, reply["sentences"])
-    shared = brief.data["keywords"]
     form = "[Which|What] [keywords|content words] [are common to|come up in|are in] " + ALL + "?"
-    gold = {"type": "keywords", "value": shared}
-    return Draft(form, {}, rows, heard_in_each(rows), ", ".join(shared), gold, made_up)
+    answer = the_words(brief.data["keywords"])
+    return Draft(form, {}, rows, list(map(heard, rows)), *answer, made_up)
 
 
 PLACE_WORDS = re.compile(
@@ -3553,13 +3504,10 @@ def draft_ordering(shelf, dice, brief, reply):
     events = (f"({k}) {event['description'].rstrip('.')}" for k, (_, event) in enumerate(events, 1))
     about = {"question": reply["question"], "events": "; ".join(events),
              "choices": "; ".join(lettered.values())}  # fmt: skip
-    form, verdict = (
-        "{question} {events}. [Choose one|Choose|One is right]: {choices}.",
-        lettered[right],
-    )
+    form = "{question} {events}. [Choose one|Choose|One is right]: {choices}."
     gold = {"type": "choice", "value": right, "choices": choices}
-    says = heard_in_each(brief.rows)
-    return Draft(form, about, brief.rows, says, verdict, gold, {"choices": choices})
+    says = list(map(heard, brief.rows))
+    return Draft(form, about, brief.rows, says, lettered[right], gold)
 
 
 def brief_rationale(brief, reply) -> Brief:
@@ -3615,13 +3563,10 @@ def faults_dialogue(brief, reply):
 
 def draft_dialogue(shelf, dice, brief, reply):
     answer = reply["answer"].rstrip(".")
-    slots = list(dict.fromkeys(said["quote"] for said in reply["quotes"]))
-    gold, about = (
-        text_gold(answer, [[slot] for slot in slots]),
-        {"question": brief.data["question"]},
-    )
-    says, more = heard_in_each(brief.rows), {"aspect": brief.data["aspect"]}
-    return Draft("{question}", about, brief.rows, says, answer, gold, more)
+    slots = dict.fromkeys(said["quote"] for said in reply["quotes"])
+    about, more = {"question": brief.data["question"]}, {"aspect": brief.data["aspect"]}
+    says, answer = list(map(heard, brief.rows)), in_words(answer, [[slot] for slot in slots])
+    return Draft("{question}", about, brief.rows, says, *answer, more)
 
 
 VERDICTS = {"Yes, ": "yes", "No, ": "no", "Not enough information, ": "nei"}
@@ -3683,12 +3628,10 @@ def draft_entailment(shelf, dice, brief, reply):
     qa = dice.pick([qa for qa in reply["qa"] if verdict_of(qa["answer"]) == verdict])
     texts, names = ([clip[field] for clip in clips] for field in ("transcript", "speaker"))
     rows, made_up = recited(shelf, dice, texts, names)
-    told = {"nei": "not enough information"}.get(verdict, verdict)
     form = "{question} [Answer|Say] yes, no or not enough information."
-    gold = yesno_gold(verdict, ("yes", "no", "nei"))
+    answer, says = yes_or_no(verdict, ("yes", "no", "nei")), list(map(heard, rows))
     more = {**made_up, "quotes": [given["quote"] for given in qa["evidence_quotes"]]}
-    about = {"question": qa["question"]}
-    return Draft(form, about, rows, heard_in_each(rows), told, gold, more, qa["answer"])
+    return Draft(form, {"question": qa["question"]}, rows, says, *answer, more, qa["answer"])
 
 
 # Questions on sounds and on music, with answers that can be looked up. One rule serves all three
@@ -3884,9 +3827,8 @@ def draft_lists(shelf, dice, brief, reply):
     answer, facts = answer.rstrip("."), {}
     for i, told in facts_in(brief.rows, answer).items():
         facts |= dict.fromkeys([(audio(i),), *told])
-    says = {i: heard_there(row) for i, row in enumerate(brief.rows, 1)}
-    about, gold = {"question": question}, text_gold(answer, [list(fact) for fact in facts])
-    return Draft("{question}", about, brief.rows, says, answer, gold)
+    says, answer = list(map(heard_there, brief.rows)), in_words(answer, list(map(list, facts)))
+    return Draft("{question}", {"question": question}, brief.rows, says, *answer)
 
 
 # MALLM's edits. The words of both sentences are compared, so nothing is left to belief.
