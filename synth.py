@@ -46,6 +46,7 @@ import zlib
 from array import array
 from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -73,8 +74,17 @@ TEETH = 8
 SLICES = {"train": (0.0, 0.6), "dev": (0.65, 0.78), "test": (0.82, 0.97)}
 
 
+class Miss(Exception):
+    """This attempt at an item came to nothing; another one may not."""
+
+
+def need(holds):
+    if not holds:
+        raise Miss
+
+
 class Dice:
-    """All the chance of one clip: a split's slices and one stream of random numbers."""
+    """All the chance of one clip or item: a split's slices and one stream of random numbers."""
 
     def __init__(self, split, *seed):
         self.split = split
@@ -86,6 +96,7 @@ class Dice:
         return float(low + (high - low) * place / TEETH)
 
     def pick(self, options):
+        need(options)
         return options[self.rng.integers(len(options))]
 
     def noise(self, n) -> np.ndarray:
@@ -1365,20 +1376,6 @@ def phrase(dice, form) -> str:
     return dice.pick(phrasings(form)[dice.split])
 
 
-class Miss(Exception):
-    """This attempt at an item came to nothing; another one may not."""
-
-
-def need(holds):
-    if not holds:
-        raise Miss
-
-
-def pick(dice, options):
-    need(options)
-    return dice.pick(options)
-
-
 def kind_of(row) -> str:
     if "transcript" in row or "overall_quality" in row.get("quality", {}):
         return "speech"
@@ -1468,28 +1465,28 @@ def speaking_rate(row):
 
 
 def noise_level(row):
-    quality = row.get("quality", {})
-    return (
-        quality.get("strength") if quality.get("label") == "noise" and "transcript" in row else None
-    )
+    quality = row.get("quality", {}) if "transcript" in row else {}
+    return quality.get("strength") if quality.get("label") == "noise" else None
 
 
 # What clips have more or less of: the value (of a row, or of a row and a label), how far two must
-# lie apart (a factor, or a difference), how it is told, and what is asked for at either end.
+# lie apart (a factor, or a difference), how value, label and row are told, and what is asked for
+# at either end.
 Scale = namedtuple("Scale", "value factor apart told most least")
 WHICH = "[Which audio|Which clip|Which recording]"
 IN = "[In which audio|In which clip|In which recording]"
 SCALES = {
-    "count": Scale(count_of, 1, 1, told_count,
+    "count": Scale(count_of, 1, 1, lambda value, label, _: told_count(value, label),
                    IN + " [is the {label} heard|do you hear the {label}] most often?",
                    IN + " [is the {label} heard|do you hear the {label}] least often?"),
     "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
                    IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
-    "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1, None,
+    "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1,
+                    lambda value, _, row: f"{listed(sounds_of(row))}: {number_word(value)}",
                     WHICH + " [has|holds|contains] the most different sounds?",
                     WHICH + " [has|holds|contains] the fewest different sounds?"),
-    "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, _: f"{5 * round(value / 5)} bpm",
+    "tempo": Scale(music_field("tempo"), 1.2, 0, lambda value, *_: f"{5 * round(value / 5)} bpm",
                    WHICH + " has the [fastest music|fastest tempo|quickest music]?",
                    WHICH + " has the [slowest music|slowest tempo]?"),
     "energy": Scale(music_field("energy"), 1, 0.15, "energy {0:.2f}".format,
@@ -1502,10 +1499,10 @@ SCALES = {
                           WHICH + " [is|sounds] best to dance to?",
                           WHICH + " [is|sounds] worst to dance to?"),
     "pitch": Scale(lambda row: row.get("voice", {}).get("f0"), 1.2, 0,
-                   lambda value, _: f"{5 * round(value / 5)} hz",
+                   lambda value, *_: f"{5 * round(value / 5)} hz",
                    WHICH + " has the [highest voice|voice with the highest pitch]?",
                    WHICH + " has the [deepest voice|voice with the lowest pitch]?"),
-    "words": Scale(words_said, 1, 1, lambda value, _: f"{DIGIT_WORDS[value]} words",
+    "words": Scale(words_said, 1, 1, lambda value, *_: f"{DIGIT_WORDS[value]} words",
                    IN + " [are the most words said|do you hear the most words]?",
                    IN + " [are the fewest words said|do you hear the fewest words]?"),
     "rate": Scale(speaking_rate, 1.25, 0, "{0:.1f} words a second".format,
@@ -1538,12 +1535,6 @@ def apart(scale, a, b) -> bool:
 def within(scale, value, end, most) -> bool:
     """It lies clearly below the upper end, or above the lower one."""
     return apart(scale, value, end) and (value < end) == most
-
-
-def told(scale, label, value, row) -> str:
-    if scale.told is None:
-        return f"{', '.join(sounds_of(row))}: {number_word(value)}"
-    return scale.told(value, label)
 
 
 # What the world's sentences state: (relation, of whom, what). "the dog is red" -> colour, dog, red.
@@ -1679,16 +1670,16 @@ class Shelf:
     def close(self):
         """All rows are here: sum up what tasks choose from."""
         self.file.flush()
-        self.extremes = {key: (low[-1], high[0]) for key, (low, high) in self.extremes.items()}
+        self.extremes = {  # of a count, a clip may be without it, too
+            key: (0 if key[0] == "count" else low[-1], high[0])
+            for key, (low, high) in self.extremes.items()
+        }
         for group in self.groups.values():
             group.sort()
         sizes = defaultdict(dict)
         for key, numbers in self.index.items():
             sizes[key[:-1]][key[-1]] = len(numbers)
         self.sizes = {key: dict(sorted(values.items())) for key, values in sizes.items()}
-        for scale, label in self.extremes:
-            if scale == "count":  # a clip may be without it, too
-                self.extremes[scale, label] = 0, self.extremes[scale, label][1]
         voices = self.values("category", "voice", least=2)
         self.voices = sorted(voices, key=lambda voice: self.pitches.get(voice, 0))
 
@@ -1717,16 +1708,14 @@ class Shelf:
 
 def keys_of(row):
     """What a clip is found by."""
-    kind = kind_of(row)
+    kind, said = kind_of(row), said_in(row)
     yield "kind", kind
-    if kind == "sound":
-        for label in clear_sounds(row):
-            yield "label", label
-            if "events" in row:
-                yield "times", label, count_of(row, label)
-    for label in lasting(row.get("events", ())) if kind == "sound" else ():
-        if label in clear_sounds(row):
-            yield "span", label
+    for label in clear_sounds(row) if kind == "sound" else ():
+        yield "label", label
+        if "events" in row:
+            yield "times", label, count_of(row, label)
+            if label in lasting(row["events"]):
+                yield "span", label
     for name, (value, _, _) in CATEGORIES.items():
         if value(row) is not None:
             yield "category", name, value(row)
@@ -1734,13 +1723,12 @@ def keys_of(row):
         yield "scale", name, label
     if "label" in row.get("quality", {}) and "transcript" in row:
         yield "quality", row["quality"]["label"]
-    for word in said_in(row):
+    for word in said:
         yield "word", word
-    if said_in(row) and len(words(row["transcript"])) < 13:
+    if said and len(words(row["transcript"])) < 13:
         yield "text", " ".join(words(row["transcript"]))
-    for word in lasting(row.get("words", ())):
-        if word in said_in(row):
-            yield "timed", word
+    for word in set(lasting(row.get("words", ()))).intersection(said):
+        yield "timed", word
     if fact := fact_of(row):
         relation, whom, what = fact
         yield "fact", relation
@@ -1832,7 +1820,7 @@ def compare(shelf, dice, n, fate) -> Draft:
 def ranked(shelf, dice, n, fate, scales):
     usable = [name for name in scales if labels_of(shelf, name, n)]
     scale_name, most = chosen(usable, fate[1]), fate[0] < 0.5
-    scale, label = SCALES[scale_name], pick(dice, labels_of(shelf, scale_name, n))
+    scale, label = SCALES[scale_name], dice.pick(labels_of(shelf, scale_name, n))
     key, ends = ("scale", scale_name, label), shelf.extremes[scale_name, label]
 
     def value(row):
@@ -1848,7 +1836,7 @@ def ranked(shelf, dice, n, fate, scales):
     winner = shelf.draw(dice, key, 1, first)
     best = value(winner[0])
     rows = shuffled(dice, winner + shelf.draw(dice, key, n - 1, behind, winner))
-    says = [told(scale, label, value(row), row) for row in rows]
+    says = [scale.told(value(row), label, row) for row in rows]
     form = f"{scale_name}, {'most' if most else 'least'}"
     return Draft(form, {"label": label or ""}, rows, says, *the_clips(place_of(rows, *winner)))
 
@@ -1865,7 +1853,7 @@ def alike_in_part(shelf, dice, n, fate, most=99) -> tuple:
     them; and n - 2 others."""
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
-    shared = pick(dice, list(features(first)))
+    shared = dice.pick(list(features(first)))
 
     def like(row):
         return shared in features(row) and len(features(row)) <= most
@@ -1921,7 +1909,7 @@ def neighbours(shelf, dice, category, least) -> tuple:
     if category == "voice" and value in shelf.pitches:
         place = shelf.voices.index(value)
         close = shelf.voices[max(0, place - 3) : place + 4]
-    return value, pick(dice, [other for other in others if other in close] or others)
+    return value, dice.pick([other for other in others if other in close] or others)
 
 
 def classmates(thing) -> list[str]:
@@ -1937,7 +1925,7 @@ def decoy(shelf, dice, kind, thing) -> tuple:
     among those that hold something like it."""
     like = [other for other in classmates(thing) if (kind, other) in shelf.index]
     if like and dice.rng.random() < 0.5:
-        return kind, pick(dice, like)
+        return kind, dice.pick(like)
     return "kind", "sound" if kind == "label" else "speech"
 
 
@@ -1965,12 +1953,12 @@ def clearest(shelf, dice, n, fate) -> Draft:
     if fate[0] < 0.4:
         form, wanted = "clearest", "clean"
     else:
-        form, wanted = "impaired", pick(dice, [label for label in labels if label != "clean"])
+        form, wanted = "impaired", dice.pick([label for label in labels if label != "clean"])
     others = [label for label in labels if label != wanted]
     need(others and wanted in labels)
     rows = shelf.draw(dice, ("quality", wanted))
     for _ in range(n - 1):
-        rows += shelf.draw(dice, ("quality", pick(dice, others)), without=rows)
+        rows += shelf.draw(dice, ("quality", dice.pick(others)), without=rows)
     right, rows = rows[0], shuffled(dice, rows)
     says = [row["quality"]["label"] for row in rows]
     return Draft(form, {"label": wanted}, rows, says, *the_clips(place_of(rows, right)))
@@ -1992,7 +1980,7 @@ def same_speaker(shelf, dice, n, fate) -> Draft:
         pair[1:] = shelf.draw(dice, ("category", "voice", others[0]))
     rows = list(pair)
     for _ in range(n - 2):
-        speaker = pick(dice, [*others[1:], first] if verdict == "no" else others)
+        speaker = dice.pick([*others[1:], first] if verdict == "no" else others)
         rows += shelf.draw(dice, ("category", "voice", speaker), without=rows)
     rows = shuffled(dice, rows)
     a, b = sorted(place_of(rows, row) for row in pair)
@@ -2005,14 +1993,14 @@ def close_voices(shelf, dice, count, least=2) -> list[str]:
     height as the corpus has them, where it knows. Each has two clips: one that is heard in a single
     clip is never the same."""
     need(len(shelf.voices) >= count)
-    first = pick(dice, shelf.values("category", "voice", least=least) or shelf.voices)
+    first = dice.pick(shelf.values("category", "voice", least=least) or shelf.voices)
     around, reach = shelf.voices, len(shelf.voices)
     if first in shelf.pitches:
         place, reach = shelf.voices.index(first), count + 1
         around = shelf.voices[max(0, place - reach) : place + reach + 1]
     voices = [first]
     for _ in range(50 * count):
-        voice = pick(dice, around)
+        voice = dice.pick(around)
         if len(voices) < count and voice not in voices:
             voices.append(voice)
     need(len(voices) == count)
@@ -2043,7 +2031,7 @@ def heard_again(shelf, dice, n, fate) -> Draft:
     rows = shelf.draw(dice, ("category", "voice", first), 1 + (verdict == "yes"))
     asked = rows[0]
     while len(rows) < n:
-        rows += shelf.draw(dice, ("category", "voice", pick(dice, others)), without=rows)
+        rows += shelf.draw(dice, ("category", "voice", dice.pick(others)), without=rows)
     need(all("transcript" in row for row in rows))
     said = words(asked["transcript"])
     need(0 < len(said) <= 20 and all(words(row["transcript"]) != said for row in rows[1:]))
@@ -2056,11 +2044,11 @@ def heard_again(shelf, dice, n, fate) -> Draft:
 def keyword(shelf, dice, n, fate) -> Draft:
     """The one word that all clips share, but for those that carry no meaning; each has others that
     it shares with clips elsewhere."""
-    word = pick(dice, shelf.values("word", least=max(LABEL_CLIPS, n)))
+    word = dice.pick(shelf.values("word", least=max(LABEL_CLIPS, n)))
     rows = shelf.draw(dice, ("word", word))
     also = [w for w in said_in(rows[0]) if w != word]
     if n > 2 and also:  # one more word in common, but not to all
-        more = ("word", pick(dice, also))
+        more = ("word", dice.pick(also))
         rows += shelf.draw(dice, more, 1, lambda row: word in said_in(row), rows)
     rows += shelf.draw(dice, ("word", word), n - len(rows), without=rows)
     shared = set.intersection(*(set(said_in(row)) for row in rows))
@@ -2079,13 +2067,13 @@ def bridge(shelf, dice, n, fate) -> Draft:
     claim is chosen before the verdict, from those that could have each of the three; and what is
     said of somebody else might have been said of whom it is about."""
     verdict = chosen(("yes", "no", "nei"), fate[0])
-    (kind, r1, r2), form = pick(dice, list(BRIDGES.items()))
+    (kind, r1, r2), form = dice.pick(list(BRIDGES.items()))
     start = shelf.draw(dice, ("fact", r1))[0]
     side = 1 if kind == "by" else 2  # where a first fact has whoever both facts are about,
     known = fact_of(start)[3 - side]  # and where what the claim knows them by
     firsts = shelf.index.get(("what" if kind == "by" else "whom", r1, known), ())
     firsts = {fact_of(shelf.row(number)): shelf.row(number) for number in firsts}
-    claimed = pick(dice, shelf.values("what", r2))
+    claimed = dice.pick(shelf.values("what", r2))
     pairs, elsewhere = {"yes": [], "no": [], "nei": []}, facts_of(shelf, ("what", r2, claimed))
     elsewhere = [fact for fact in elsewhere if fact[1] in {first[side] for first in firsts}]
     for fact, first in firsts.items():
@@ -2095,7 +2083,7 @@ def bridge(shelf, dice, n, fate) -> Draft:
         pairs["no"] += [(first, fact) for fact in about_it if fact[2] != claimed]
         pairs["nei"] += [(first, fact) for fact in elsewhere if about_it and fact[1] != middle]
     need(all(pairs.values()))
-    first, second = pick(dice, pairs[verdict])
+    first, second = dice.pick(pairs[verdict])
     middle = fact_of(first)[side]
     rows = []
     for fact in (fact_of(first), second):
@@ -2110,7 +2098,7 @@ def bridge(shelf, dice, n, fate) -> Draft:
 
     for i in range(n - 2):
         tempting = i == 0 and verdict == "no"
-        key = ("what", r2, claimed) if tempting else ("fact", pick(dice, (r1, r2)))
+        key = ("what", r2, claimed) if tempting else ("fact", dice.pick((r1, r2)))
         key = key if key in shelf.index else ("fact", r1)
         rows += shelf.draw(dice, key, 1, harmless, rows)
     rows = shuffled(dice, rows)
@@ -2127,7 +2115,7 @@ def facts_of(shelf, key) -> list:
 def exactly(shelf, dice, n, fate) -> Draft:
     """A claim about in how many of the clips something occurs."""
     verdict, wanted = chosen(YES_NO, fate[0]), 1 + int(fate[2] * (n - 1))
-    there = wanted if verdict == "yes" else pick(dice, [t for t in range(n + 1) if t != wanted])
+    there = wanted if verdict == "yes" else dice.pick([t for t in range(n + 1) if t != wanted])
     thing, rows, says, _ = with_and_without(shelf, dice, n, there)
     about = {"thing": thing, "number": number_word(wanted)}
     return Draft("exactly", about, rows, says, *yes_or_no(verdict))
@@ -2137,8 +2125,8 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, list, list]:
     """A word or a sound; clips, `there` of them with it and the rest without; whether it is heard
     in each; and the places of those with it."""
     choices = {kind: shelf.values(kind, least=max(LABEL_CLIPS, n)) for kind in ("label", "word")}
-    kind = pick(dice, [kind for kind, values in choices.items() if values])
-    thing = pick(dice, choices[kind])
+    kind = dice.pick([kind for kind, values in choices.items() if values])
+    thing = dice.pick(choices[kind])
     those = shelf.draw(dice, (kind, thing), there)
     rows = list(those)
     for _ in range(n - there):
@@ -2201,7 +2189,7 @@ def supporters(shelf, dice, n, fate) -> Draft:
 def factual(shelf, dice, n, form, odd, answer) -> Draft:
     """All clips state the same, but for `odd` (0 or 1) of them. The odd one, too, states what as
     many clips do: else it would be known by its rarity."""
-    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
+    relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
     key = fact_of(shelf.draw(dice, ("fact", relation))[0])[:2]
     often = Counter(fact_of(shelf.row(number)) for number in shelf.index["whom", *key])
     usual = sorted(fact for fact, count in often.items() if count >= n)
@@ -2220,12 +2208,12 @@ def same_words(shelf, dice, n, fate) -> Draft:
     something else says some of the same words, if anybody does."""
     verdict = chosen(YES_NO, fate[0])
     texts = shelf.values("text", least=n)
-    text = pick(dice, texts)
+    text = dice.pick(texts)
     others = [t for t in texts if t != text and len(t.split()) == len(text.split())]
     need(others)
     rows = shelf.draw(dice, ("text", text), n - (verdict == "no"))
     if verdict == "no":
-        rows += shelf.draw(dice, ("text", pick(dice, others)))
+        rows += shelf.draw(dice, ("text", dice.pick(others)))
     rows = shuffled(dice, rows)
     return Draft("same words", {}, rows, list(map(quote, rows)), *yes_or_no(verdict))
 
@@ -2235,7 +2223,7 @@ ELSE = "something else"
 
 def needle_fact(shelf, dice, n, fate) -> Draft:
     """One clip says something of this kind: which one, or what."""
-    relation = pick(dice, shelf.values("fact", least=LABEL_CLIPS))
+    relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
     right = shelf.draw(dice, ("fact", relation))[0]
     _, whom, what = fact_of(right)
 
@@ -2284,7 +2272,7 @@ def count_kinds(shelf, dice, n, fate, categories=[*CATEGORIES][:-2]) -> Draft:
     else:
         values = shuffled(dice, values)[:kinds]
     rows = []
-    for value in [*values, *(pick(dice, values) for _ in range(n - kinds))]:
+    for value in [*values, *(dice.pick(values) for _ in range(n - kinds))]:
         rows += shelf.draw(dice, ("category", category, value), without=rows)
     return about_category("kinds", category, shuffled(dice, rows), how_many(kinds), range=[1, n])
 
@@ -2329,7 +2317,7 @@ def when(shelf, dice, n, fate) -> Draft:
     """In which clip something occurs, and from when to when."""
     choices = {kind: shelf.values(kind, least=LABEL_CLIPS) for kind in ("span", "timed")}
     key = "span" if choices["span"] and (fate[1] < 0.7 or not choices["timed"]) else "timed"
-    thing = pick(dice, choices[key])
+    thing = dice.pick(choices[key])
     kind = "label" if key == "span" else "word"
     rows = right, *_ = shelf.draw(dice, (key, thing))
     for _ in range(n - 1):
@@ -2348,11 +2336,11 @@ def total(shelf, dice, n, fate) -> Draft:
     """How often something is heard in all clips together: any number in 1..2n as likely."""
     wanted = 1 + int(fate[0] * 2 * n)
     labels = [label for label in shelf.values("label") if most_times(shelf, label, n) > 1]
-    label = pick(dice, labels)
+    label = dice.pick(labels)
     most, counts, left = min(most_times(shelf, label, n), 2 * n - 1), [], wanted
     for more in reversed(range(n)):  # clips still to come
         fits = [c for c in range(most + 1) if 0 <= left - c <= most * more]
-        counts.append(pick(dice, fits))
+        counts.append(dice.pick(fits))
         left -= counts[-1]
     rows = []
     for count in counts:
@@ -2425,7 +2413,7 @@ def describe_each(shelf, dice, n, fate) -> Draft:
     kinds = shelf.values("kind", least=n)
     rows, facts, says = [], [], []
     for _ in range(n):
-        rows += shelf.draw(dice, ("kind", pick(dice, kinds)), without=rows)
+        rows += shelf.draw(dice, ("kind", dice.pick(kinds)), without=rows)
         text, more = caption(rows[-1])
         says.append(text)
         facts += [fact for fact in more if fact not in facts]
@@ -2468,7 +2456,7 @@ def contrast(shelf, dice, n, fate) -> Draft:
     need(alone and len(alone) < len(own))
     names = [named[0] for named in others.values()]
     need(kind == "speech" or not any(akin(own[a][0], b) for a in alone for b in names))
-    feature = pick(dice, alone)  # which another clip might have had too, without all the rest
+    feature = dice.pick(alone)  # which another clip might have had too, without all the rest
     keys = ("word", own[feature][0]), ("label", own[feature][0]), ("kind", kind)
     key = next(key for key in keys if key in shelf.index)
     shelf.draw(
@@ -2507,7 +2495,7 @@ def describe_one(shelf, dice, n, fate) -> Draft:
 def count_one(shelf, dice, n, fate) -> Draft:
     """None to three times, each as likely."""
     labels = [label for label in shelf.values("label") if most_times(shelf, label, 1) >= 3]
-    label, times = pick(dice, labels), int(fate[0] * 4)
+    label, times = dice.pick(labels), int(fate[0] * 4)
     if times:
         row = shelf.draw(dice, ("times", label, times))[0]
     else:
@@ -2648,9 +2636,9 @@ def add_words(dice, text):
             if SORTS.get(word.removesuffix("s")) in ("animal", "object")
             and i and SORTS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
     if free and dice.rng.random() < 0.7:
-        colour, place = pick(dice, WORDS["colour"].split()), pick(dice, free)
+        colour, place = dice.pick(WORDS["colour"].split()), dice.pick(free)
         return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
-    later = pick(dice, [word for word in LATER if word not in spoken_now])
+    later = dice.pick([word for word in LATER if word not in spoken_now])
     return f"{text} {later}", later
 
 
@@ -2659,9 +2647,9 @@ def swap_word(dice, text):
     said = text.split()
     known = [i for i, word in enumerate(said) if word in SORTS]
     need(known)
-    place = pick(dice, known)
+    place = dice.pick(known)
     others = [w for w in WORDS[SORTS[said[place]]].split() if w not in said]
-    new = pick(dice, others)
+    new = dice.pick(others)
     return " ".join([*said[:place], new, *said[place + 1 :]]), said[place], new
 
 
@@ -2677,8 +2665,8 @@ def turn_round(text) -> str:
 def base_sentence(shelf, dice) -> str:
     """Of the sentences that were given, one of this split; or one of the world's."""
     if not shelf.sentences:
-        return write_script(dice, [pick(dice, SENTENCES)])[0]
-    return pick(dice, shelf.sentences)
+        return write_script(dice, [dice.pick(SENTENCES)])[0]
+    return dice.pick(shelf.sentences)
 
 
 def speech_pair(shelf, dice, n, fate) -> Draft:
@@ -2702,7 +2690,7 @@ def speech_pair(shelf, dice, n, fate) -> Draft:
 
 def one_voice(shelf, dice, edit, texts, verdict, facts) -> Draft:
     """The two sentences, so that nothing but their words differs."""
-    speaker = pick(dice, speakers(shelf.engine, dice.split))
+    speaker = dice.pick(speakers(shelf.engine, dice.split))
     rows = [spoken(shelf, dice, said, speaker) for said in texts]
     says, answer = list(map(quote, rows)), in_words(verdict, facts)
     return Draft("speech pair", {"edit": edit}, rows, says, *answer)
@@ -2806,10 +2794,10 @@ SCENES = [
 
 def scene_of(shelf, dice) -> tuple:
     """A scene of this split, as a script belongs to one, and a clip of its sound."""
-    told = pick(dice, [scene for scene in SCENES if split_of(scene.sentence) == dice.split])
+    told = dice.pick([scene for scene in SCENES if split_of(scene.sentence) == dice.split])
     named = re.compile(rf"\b({told.sound})")
     known = [v for v in shelf.values("category", "sound") if named.search(v.lower())]
-    return told, shelf.draw(dice, ("category", "sound", pick(dice, known)))[0]
+    return told, shelf.draw(dice, ("category", "sound", dice.pick(known)))[0]
 
 
 def scene_heard(shelf, dice, n, fate) -> Draft:
@@ -2818,7 +2806,7 @@ def scene_heard(shelf, dice, n, fate) -> Draft:
 
 def staged(shelf, dice, told, sound) -> Draft:
     """One clip with both, the sound behind the sentence."""
-    speech = spoken(shelf, dice, told.sentence, pick(dice, speakers(shelf.engine, dice.split)))
+    speech = spoken(shelf, dice, told.sentence, dice.pick(speakers(shelf.engine, dice.split)))
     wave = mix(speech["wave"], level(heard_in(shelf, sound)), dice.between(0, 6))
     row = made(wave, [speech, sound], transcript=told.sentence)
     says = f"{lone_sound(sound)}, {quote(row)}"
@@ -3002,11 +2990,9 @@ def comes_out(shelf, split, kind, n) -> bool:
     for number, verdict in enumerate((0.01, 0.35, 0.65, 0.99)):
         dice = Dice(split, 0, 5, n, number)
         for _ in range(TRIES):
-            try:
+            with suppress(Miss):
                 kind(shelf, dice, n, (verdict, dice.rng.random(), dice.rng.random()))
                 break
-            except Miss:
-                continue
         else:
             return False
     return True
@@ -3040,15 +3026,13 @@ def make_item(shelf, plan, settings, i) -> dict | None:
         n = chosen(sorted(plan[task]), dice.rng.random())
         kind, fate = chosen(plan[task][n], dice.rng.random()), dice.rng.random(3).tolist()
         for _ in range(TRIES):
-            try:
+            with suppress(Miss):
                 draft = kind(shelf, dice, n, fate)
                 item = write_item(draft, dice, task, f"{split}-{seed}-{i:07d}")
-            except Miss:
-                continue
-            if score(item["gold"], item["answer"]) == 1:
-                item["meta"]["kind"] = kind.__name__
-                write_made(shelf, item["id"], draft.rows)
-                return item
+                if score(item["gold"], item["answer"]) == 1:
+                    item["meta"]["kind"] = kind.__name__
+                    write_made(shelf, item["id"], draft.rows)
+                    return item
     return None
 
 
@@ -3056,9 +3040,7 @@ def write_made(shelf, id, rows):
     """The clips of an item that no corpus has."""
     for place, row in enumerate(rows):
         if "wave" in row:
-            path = shelf.out / made_path(id, place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_clip(path, row["wave"])
+            write_clip(shelf.out / made_path(id, place), row["wave"])
 
 
 def write_item(draft, dice, task, id) -> dict:
@@ -3066,7 +3048,7 @@ def write_item(draft, dice, task, id) -> dict:
     there is one, before it judges."""
     n = len(draft.rows)
     question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
-    place = pick(dice, PLACES if n > 1 else PLACES[:2])
+    place = dice.pick(PLACES if n > 1 else PLACES[:2])
     markers = " ".join(f"<sound-{i}>" for i in range(1, n + 1))
     asked = place.format(question=question, clips=markers, n=number_word(n))
     answer = draft.verdict
@@ -3265,19 +3247,14 @@ def schema_of(shape) -> dict:
 # faults come one after the other, and the first goes back to the model.
 
 
-class Dropped(Exception):
-    """No reply to be had for an item, or none that was good enough; the text says why."""
-
-
 def unless(holds, complaint):
     return None if holds else complaint
 
 
 def wrong_length(name, text, most, least=1):
     count = len(words(text))
-    return unless(
-        least <= count <= most, f"length: {name} has {count} words, not {least} to {most}"
-    )
+    told = f"length: {name} has {count} words, not {least} to {most}"
+    return unless(least <= count <= most, told)
 
 
 def wrong_sentences(text, least, most):
@@ -3365,10 +3342,8 @@ def material(shelf, dice, tell, n) -> Brief:
     for _ in range(REDRAWN):
         fate = dice.rng.random(3).tolist()
         for _ in range(TRIES):
-            try:
+            with suppress(Miss):
                 return tell(shelf, dice, n, fate)
-            except Miss:
-                continue
     raise Miss
 
 
@@ -3475,20 +3450,20 @@ def faults_ordering(brief, reply):
         common = [len(own & those) for those in told]
         best = common.pop(event["part"] - 1) > max(common)
         yield unless(best, f'events: "{text:.60}" is not what part {event["part"]} tells')
-    question, options = reply["question"], reply["answer_options"]
+    question, options = reply["question"], [reply["answer_options"][letter] for letter in "ABCD"]
     yield wrong_length("the question", question, 25, 3)
-    yield unless(
-        "?" in question and not re.search(r"\d", question), "question: one without numbers, please"
-    )
+    fine = "?" in question and not re.search(r"\d", question)
+    yield unless(fine, "question: one without numbers, please")
     yield unplaced(question, *(event["description"] for event in events))
-    plainly = all(re.fullmatch("[123], ?[123], ?[123]", options[letter]) for letter in "ABCD")
+    plainly = all(re.fullmatch("[123], ?[123], ?[123]", option) for option in options)
     yield unless(plainly, 'options: each is an order like "2, 3, 1"')
-    orders = {letter: tuple(re.findall(r"\d", options[letter])) for letter in "ABCD"}
-    different = len(set(orders.values())) == 4 and all(len(set(o)) == 3 for o in orders.values())
+    orders = [tuple(map(int, re.findall(r"\d", option))) for option in options]
+    different = len(set(orders)) == 4 and all(len(set(order)) == 3 for order in orders)
     yield unless(different, "options: four different orders are wanted")
-    right = tuple(str(parts.index(part) + 1) for part in sorted(parts))
+    right = tuple(parts.index(part) + 1 for part in sorted(parts))
     letter = reply["correct_answer"]
-    yield unless(orders[letter] == right, f"options: {letter} is not the order of the parts")
+    fine = orders["ABCD".index(letter)] == right
+    yield unless(fine, f"options: {letter} is not the order of the parts")
 
 
 def draft_ordering(shelf, dice, brief, reply):
@@ -3815,9 +3790,8 @@ def faults_lists(brief, reply):
     same = len(questions) == len(answers)
     yield unless(same, f"lists: {len(questions)} questions, {len(answers)} answers")
     yield unless(1 <= len(questions) <= 8, f"lists: {len(questions)} questions")
-    found = [
-        next(filter(None, faults_pair(brief, *pair)), None) for pair in zip(questions, answers)
-    ]
+    faults = (faults_pair(brief, *pair) for pair in zip(questions, answers))
+    found = [next(filter(None, those), None) for those in faults]
     yield None if None in found else found[0]
 
 
@@ -3896,14 +3870,13 @@ def faults_edit(brief, reply):
 
 def draft_edit(shelf, dice, brief, reply):
     if reply["sentence"] is None:
-        raise Dropped("impossible: no such edit of this sentence")
+        raise NoReply("impossible: no such edit of this sentence")
     edit, (lost, gained) = brief.known["edit"], changed(brief, reply)
-    verdict = reply["difference"].rstrip(".")
     facts = [[word] for word in content(" ".join(lost + gained))]
     if edit == "restructure":
         facts = [["same words"], [f"{other} order" for other in ("another", "other", "different")]]
     texts = [brief.data["sentence"], " ".join(words(reply["sentence"]))]
-    draft = one_voice(shelf, dice, edit, texts, verdict, facts)
+    draft = one_voice(shelf, dice, edit, texts, reply["difference"].rstrip("."), facts)
     return draft._replace(more=scripts_of(draft.rows))
 
 
@@ -3921,7 +3894,7 @@ def brief_scene(shelf, dice, n, fate) -> Brief:
         told, sound = scene_of(shelf, dice)
     else:
         told, values = None, shelf.values("category", "sound")
-        sound = shelf.draw(dice, ("category", "sound", pick(dice, values)))[0]
+        sound = shelf.draw(dice, ("category", "sound", dice.pick(values)))[0]
     taken = shelf.elsewhere | {tuple(words(scene.sentence)) for scene in SCENES}
     ready = told and {**told._asdict(), "keywords": told.keywords.split(", ")}
     return Brief({"sound": lone_sound(sound)}, [sound], {"ready": ready, "taken": taken})
@@ -4051,29 +4024,24 @@ class Writer:
         self.threads, self.price, self.engine = threads, price, engine
         self.lock, self.outcomes = Lock(), defaultdict(Counter)  # what became of a prompt's items
 
-    def exchange(self, name, messages, seed, most) -> dict:
-        schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
-        try:
-            return self.service.say(messages, seed, most, WARMTH, schema)
-        except NoReply as mistake:
-            raise Dropped(str(mistake)) from None
-
     def hear(self, name, messages, seed) -> tuple:
         """(the reply's object or None, its text, what is wrong with it)"""
+        schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
         for most in (MOST, 2 * MOST):
-            said = self.exchange(name, messages, seed, most)
+            said = self.service.say(messages, seed, most, WARMTH, schema)
             value = find_object(said["content"], REPLIES[name])
             if value is not None or said["finish"] != "length":
                 break
         text, wrong = said["content"], None
         if value is None and said["finish"] == "length":
-            raise Dropped("cut off")
+            raise NoReply("cut off")
         if value is None:
             wrong = "JSON: none of this schema" if text.strip() else "empty: there was no reply"
         return value, text, wrong or marked(value)
 
     def ask(self, name, brief, faults, seed) -> dict:
-        """A reply without a fault: the first one, or the one that its fault was told to."""
+        """A reply without a fault: the first one, or the one that its fault was told to; NoReply
+        where there is none."""
         schema = json.dumps(schema_of(REPLIES[name]))
         messages = [
             {"role": "system", "content": f"{PROMPTS[name]}\n\n{RULES}\n\nSchema: {schema}"},
@@ -4090,7 +4058,7 @@ class Writer:
                 {"role": "assistant", "content": text[:8000] or "{}"},
                 {"role": "user", "content": again},
             ]
-        raise Dropped(wrong)
+        raise NoReply(wrong)
 
     def count(self, name, outcome):
         with self.lock:
@@ -4152,8 +4120,8 @@ class Writer:
                 draft = draft._replace(reason=why and why["rationale"])
             item = write_item(draft, dice, task, id)
             if score(item["gold"], item["answer"]) != 1:
-                raise Dropped("score: not even its own answer is right")
-        except Dropped as dropped:
+                raise NoReply("score: not even its own answer is right")
+        except NoReply as dropped:
             self.count(name, str(dropped))
             return None
         except Miss:
@@ -4171,26 +4139,26 @@ class Writer:
             faults = faults_guess if name != "infer" else lambda *_: ()
             try:
                 reply = self.ask(name, Brief(told), faults, seed)
-            except Dropped as dropped:
-                raise Dropped(f"{name}, {dropped}") from None
+            except NoReply as dropped:
+                raise NoReply(f"{name}, {dropped}") from None
             if not holds(reply):
-                raise Dropped(f"{name}: {json.dumps(reply)} to {json.dumps(told)}")
+                raise NoReply(f"{name}: {json.dumps(reply)} to {json.dumps(told)}")
 
     def spoken(self, make_draft, *given):
         """A draft, its clips too. A speech server may fail at one, and that is no end."""
         try:
             return make_draft(*given)
         except BadInput as mistake:
-            if getattr(mistake, "status", None) in HOPELESS:
+            if isinstance(mistake, NoReply) or getattr(mistake, "status", None) in HOPELESS:
                 raise
             warn(str(mistake))
-            raise Dropped("clips: not to be had") from None
+            raise NoReply("clips: not to be had") from None
 
     def improve(self, name, brief, faults, seed):
         """A reply, or None: then an item stays as it was, which is as good."""
         try:
             reply = self.ask(name, brief, faults, seed)
-        except Dropped as dropped:
+        except NoReply as dropped:
             self.count(name, f"kept, {dropped}")
             return None
         self.count(name, "accepted")
@@ -4458,9 +4426,8 @@ def run_check(args):
 
 
 def run_show(args):
-    rows = (row for row in read_rows(args.file, heard=False))
     wanted = int(args.which) if args.which.isdecimal() else None
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(read_rows(args.file, heard=False), 1):
         if number == wanted or row["id"] == args.which:
             break
     else:
@@ -4475,12 +4442,9 @@ def run_show(args):
     if "gold" in row:
         told = json.dumps(row["gold"], ensure_ascii=False)
         print(clean(f"     gold: {told}  (chance {chance(row):.2f})"))
-    if args.play_out:
-        args.play_out.mkdir(parents=True, exist_ok=True)
-        for i, clip in enumerate(row["clips"], 1):
-            path = args.play_out / f"{i}.flac"
-            write_clip(path, load_clip(clip, Path(args.file).parent))
-            print(clean(f"  {path}"))
+    for i, clip in enumerate(row["clips"] if args.play_out else (), 1):
+        write_clip(args.play_out / f"{i}.flac", load_clip(clip, Path(args.file).parent))
+        print(clean(f"  {args.play_out / f'{i}.flac'}"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4578,7 +4542,24 @@ def world_for(args, out, engine) -> Path:
     return folder / "corpus.jsonl"
 
 
-def add_questions(parser):
+def add_voices(add):
+    # fmt: off
+    add("--voice", choices=("formant", "espeak"), default="formant",
+        help="who speaks: the synthesiser in here (default), or espeak-ng")
+    add("--tts", metavar="URL", help="a server with /v1/audio/speech speaks instead")
+    add("--voices", metavar="FILE",
+        help=f"JSON, the server's names for {' '.join(TEN.values())}")
+    add("--cache", default="data/speech", metavar="DIR",
+        help="where espeak-ng's or the server's sentences are kept, default: data/speech")
+    # fmt: on
+
+
+def main():
+    parser = Parser(
+        description="Make questions on several sounds, and the sounds.",
+        epilog="Without a command: train.jsonl and bench.jsonl.",
+    )
+    parser.set_defaults(run=run_questions)
     add = parser.add_argument
     # fmt: off
     add("--out", type=Path, metavar="DIR", help="default: data/toy, or data/ and the recipe's name")
@@ -4609,77 +4590,33 @@ def add_questions(parser):
     add("--per-minute", type=float, default=0, metavar="N", help="at most, default: no limit")
     add("--price", default="0/0", metavar="IN/OUT", help="dollars for a million tokens in and out")
     add("--tts-model", default="tts-1", metavar="NAME", help="the speech server's model")
-    # fmt: on
-    add_voices(parser)
-    parser.set_defaults(run=run_questions)
-
-
-def add_check(commands):
-    parser = commands.add_parser("check", help="do two files share a clip, voice, script or sound?")
-    parser.add_argument("train", metavar="TRAIN", help="train.jsonl")
-    parser.add_argument("bench", metavar="BENCH", help="bench.jsonl")
-    parser.add_argument(
-        "--corpus", nargs="+", required=True, metavar="FILE", help="both files' own"
-    )
-    parser.set_defaults(run=run_check)
-
-
-def add_show(commands):
-    parser = commands.add_parser("show", help="print one item of a file, or write its clips")
-    parser.add_argument("file", help="train.jsonl or bench.jsonl")
-    parser.add_argument("which", help="its number in the file, from 1, or its id")
-    parser.add_argument(
-        "--play-out", type=Path, metavar="DIR", help="write its clips here, as flac"
-    )
-    parser.set_defaults(run=run_show)
-
-
-def add_voices(parser):
-    add = parser.add_argument
-    # fmt: off
-    add("--voice", choices=("formant", "espeak"), default="formant",
-        help="who speaks: the synthesiser in here (default), or espeak-ng")
-    add("--tts", metavar="URL", help="a server with /v1/audio/speech speaks instead")
-    add("--voices", metavar="FILE",
-        help=f"JSON, the server's names for {' '.join(TEN.values())}")
-    add("--cache", default="data/speech", metavar="DIR",
-        help="where espeak-ng's or the server's sentences are kept, default: data/speech")
-    # fmt: on
-
-
-def add_world(commands):
-    parser = commands.add_parser("world", help="render the toy world: corpus.jsonl and its clips")
-    parser.add_argument(
-        "--out", type=Path, default=Path("data/world"), metavar="DIR", help="default: data/world"
-    )
-    parser.add_argument("--clips", type=int, default=9000, metavar="N", help="default: 9000")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another one, other clips")
-    parser.add_argument(
-        "--workers", type=int, default=cores(), metavar="W", help="default: one per core"
-    )
-    parser.add_argument("--model", default="tts-1", metavar="NAME", help="the server's model")
-    add_voices(parser)
-    parser.set_defaults(run=run_world)
-
-
-def add_clips(commands):
-    parser = commands.add_parser("clips", help="render six short clips to try things on")
-    parser.add_argument(
-        "--out", type=Path, default=Path("clips"), metavar="DIR", help="default: clips"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.set_defaults(run=run_clips)
-
-
-def main():
-    parser = Parser(
-        description="Make questions on several sounds, and the sounds.",
-        epilog="Without a command: train.jsonl and bench.jsonl.",
-    )
-    add_questions(parser)
+    add_voices(add)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for add in (add_world, add_clips, add_check, add_show):
-        add(commands)
+
+    def command(name, run, help):
+        parser = commands.add_parser(name, help=help)
+        parser.set_defaults(run=run)
+        return parser.add_argument
+
+    add = command("world", run_world, "render the toy world: corpus.jsonl and its clips")
+    add("--out", type=Path, default=Path("data/world"), metavar="DIR", help="default: data/world")
+    add("--clips", type=int, default=9000, metavar="N", help="default: 9000")
+    add("--seed", type=int, default=0, metavar="S", help="another one, other clips")
+    add("--workers", type=int, default=cores(), metavar="W", help="default: one per core")
+    add("--model", default="tts-1", metavar="NAME", help="the server's model")
+    add_voices(add)
+    add = command("clips", run_clips, "render six short clips to try things on")
+    add("--out", type=Path, default=Path("clips"), metavar="DIR", help="default: clips")
+    add("--seed", type=int, default=0, metavar="S")
+    add = command("check", run_check, "do two files share a clip, voice, script or sound?")
+    add("train", metavar="TRAIN", help="train.jsonl")
+    add("bench", metavar="BENCH", help="bench.jsonl")
+    add("--corpus", nargs="+", required=True, metavar="FILE", help="both files' own")
+    add = command("show", run_show, "print one item of a file, or write its clips")
+    add("file", help="train.jsonl or bench.jsonl")
+    add("which", help="its number in the file, from 1, or its id")
+    add("--play-out", type=Path, metavar="DIR", help="write its clips here, as flac")
+    # fmt: on
     args = parser.parse_args()
     expect(getattr(args, "seed", 0) >= 0, "--seed", "0 or more", getattr(args, "seed", 0))
     args.run(args)
