@@ -1314,15 +1314,6 @@ def run_clips(args):
         write_clip(args.out / f"{name}.flac", wave * np.float32(0.5 / np.abs(wave).max()))
 
 
-def summary(path) -> str:
-    splits, seconds = Counter(), 0
-    for _, row in own_rows(path):
-        splits[row["split"]] += 1
-        seconds += row["duration"]
-    parts = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
-    return f"{path}: {splits.total()} clips, {seconds / 3600:.2f} hours ({parts})"
-
-
 def engine_of(args, model) -> Engine:
     """Whoever speaks, by the flags of add_voices()."""
     expect(args.tts or not args.voices, "--voices", "--tts beside it", "none")
@@ -1342,7 +1333,7 @@ def engine_of(args, model) -> Engine:
 def run_world(args):
     expect(1 <= args.clips <= 9_999_999, "--clips", "1 to 9999999", args.clips)
     expect(args.workers >= 1, "--workers", "1 or more", args.workers)
-    engine = engine_of(args, args.model)
+    engine, path = engine_of(args, args.model), args.out / "corpus.jsonl"
     try:
         missing = make_world(args.out, args.clips, args.seed, engine, args.workers)
     except KeyboardInterrupt:
@@ -1350,8 +1341,13 @@ def run_world(args):
         raise
     for reason in dict.fromkeys(missing):
         warn(reason)
+    splits, seconds = Counter(), 0
+    for _, row in own_rows(path):
+        splits[row["split"]] += 1
+        seconds += row["duration"]
+    parts = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
     told = f"; {len(missing)} left out, the same command tries them again" if missing else ""
-    print(clean(summary(args.out / "corpus.jsonl") + told))
+    print(clean(f"{path}: {splits.total()} clips, {seconds / 3600:.2f} hours ({parts}){told}"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -2139,26 +2135,21 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, list, list]:
 
 
 def lacking(kind, thing):
-    return lambda row: unsaid(row, thing) if kind == "word" else lacks(row, thing)
+    """Whether it is known of a row that it is without a word or a sound: it says something else, or
+    has labels of which none is or may be this one. Where labels only name what somebody was looking
+    for, they say nothing of the rest."""
+
+    def lacks(row):
+        if kind == "word":
+            return "transcript" in row and thing not in said_in(row)
+        found = sounds_of(row)
+        others = not any(thing == label or akin(thing, label) for label in found)
+        return bool(found) and row["corpus"] not in WEAK and others
+
+    return lacks
 
 
 WEAK = ("audioset", "vggsound")
-
-
-def lacks(row, label) -> bool:
-    """It has labels, and none that is or may be this one. Where labels only name what somebody was
-    looking for, they say nothing of the rest."""
-    found = sounds_of(row)
-    return (
-        bool(found)
-        and row["corpus"] not in WEAK
-        and not any(label == other or akin(label, other) for other in found)
-    )
-
-
-def unsaid(row, word) -> bool:
-    """It is known what is said, and this is not."""
-    return "transcript" in row and word not in said_in(row)
 
 
 def listed(labels) -> str:
@@ -2226,15 +2217,11 @@ def needle_fact(shelf, dice, n, fate) -> Draft:
     relation = dice.pick(shelf.values("fact", least=LABEL_CLIPS))
     right = shelf.draw(dice, ("fact", relation))[0]
     _, whom, what = fact_of(right)
-
-    def other(row):
-        """Not about the same, whether as a fact or by the way."""
-        return unsaid(row, whom) and unsaid(row, f"{whom}s")
-
+    other, others = lacking("word", whom), lacking("word", f"{whom}s")
     rest = []
-    for i in range(n - 1):
+    for i in range(n - 1):  # not about the same, whether as a fact or by the way
         key = ("fact", relation) if i % 2 else ("kind", "speech")
-        rest += shelf.draw(dice, key, 1, other, rest)
+        rest += shelf.draw(dice, key, 1, lambda row: other(row) and others(row), rest)
     rows = shuffled(dice, [right, *rest])
     place = place_of(rows, right)
     says = [quote(row) if row is right else ELSE for row in rows]
@@ -2499,7 +2486,7 @@ def count_one(shelf, dice, n, fate) -> Draft:
     if times:
         row = shelf.draw(dice, ("times", label, times))[0]
     else:
-        row = shelf.draw(dice, ("kind", "sound"), 1, lambda row: lacks(row, label))[0]
+        row = shelf.draw(dice, ("kind", "sound"), 1, lacking("label", label))[0]
     says, limits = [told_count(times, label)], {"range": [0, 3]}
     return Draft("count", {"label": label}, [row], says, *how_many(times), limits)
 
@@ -3485,11 +3472,6 @@ def draft_ordering(shelf, dice, brief, reply):
     return Draft(form, about, brief.rows, says, lettered[right], gold)
 
 
-def brief_rationale(brief, reply) -> Brief:
-    events = sorted(reply["events"], key=lambda event: event["part"])
-    return Brief({**brief.data, "events": [event["description"] for event in events]})
-
-
 def faults_rationale(brief, reply):
     text = reply["rationale"]
     yield wrong_sentences(text, 2, 3)
@@ -3776,10 +3758,8 @@ def faults_pair(brief, question, answer):
         wrong = wrong_number(rows[i - 1] if i else {"corpus": ""}, question, text)
         yield unless(not wrong, f"numbers: {wrong} is not known of {where}")
     told = facts_in(rows, answer)
-    yield unless(
-        len(set(map(tuple, told.values()))) > 1,
-        "same: two clips at least, and what sets them apart",
-    )
+    unlike = len(set(map(tuple, told.values()))) > 1
+    yield unless(unlike, "same: two clips at least, and what sets them apart")
     timed = all(any(map(numbers_in, itertools.chain(*those))) for those in told.values())
     yield unless(timed or not brief.known.get("timed"), "numbers: how often or when, for each")
 
@@ -4053,11 +4033,8 @@ class Writer:
             if wrong is None:
                 return value
             again = f"That cannot be used. {wrong}. Write the whole object again, without it."
-            messages = [
-                *messages,
-                {"role": "assistant", "content": text[:8000] or "{}"},
-                {"role": "user", "content": again},
-            ]
+            messages += [{"role": "assistant", "content": text[:8000] or "{}"},
+                         {"role": "user", "content": again}]  # fmt: skip
         raise NoReply(wrong)
 
     def count(self, name, outcome):
@@ -4082,15 +4059,11 @@ class Writer:
                 plan.setdefault(task, {})[n] = []
 
     def spread(self, numbers):
-        """The lines of each item, in order, however many are under way."""
+        """Each item, in a list, or an empty one: in order, however many are under way."""
         numbers = iter(numbers)
         with ThreadPoolExecutor(self.threads) as pool:
             while some := list(itertools.islice(numbers, 100 * self.threads)):
-                yield from pool.map(self.lines, some)
-
-    def lines(self, i) -> list[str]:
-        item = self.item(i)
-        return [json.dumps(item, ensure_ascii=False) + "\n"] if item else []
+                yield from ([item] if item else [] for item in pool.map(self.item, some))
 
     def item(self, i) -> dict | None:
         """Item i, of the task and with as many clips as rules would give it."""
@@ -4115,8 +4088,9 @@ class Writer:
             self.check(checks_scene(brief, reply) if name == "scene" else (), seed)
             draft = self.spoken(make_draft, shelf, dice, brief, reply)
             if name == "ordering":
-                brief = brief_rationale(brief, reply)
-                why = self.improve("rationale", brief, faults_rationale, seed)
+                events = sorted(reply["events"], key=lambda event: event["part"])
+                told = {**brief.data, "events": [event["description"] for event in events]}
+                why = self.improve("rationale", Brief(told), faults_rationale, seed)
                 draft = draft._replace(reason=why and why["rationale"])
             item = write_item(draft, dice, task, id)
             if score(item["gold"], item["answer"]) != 1:
@@ -4266,8 +4240,9 @@ def read_sentences(path, split) -> list[str]:
 
 
 def qualified(row) -> dict:
-    """Names that two corpora may both use, for different people and stories, with the corpus's."""
-    own, row = namespace(row), dict(row)
+    """Names that two corpora may both use, for different people and stories, with the corpus's.
+    Both LibriSpeechs number the same people."""
+    own, row = row["corpus"].removeprefix("mini-"), dict(row)
     if "speaker" in row:
         row["speaker"] = f"{own}: {row['speaker']}"
     for field, name in (("order", "group"), ("dialogue", "id")):
@@ -4276,16 +4251,12 @@ def qualified(row) -> dict:
     return row
 
 
-def namespace(row) -> str:
-    """Both LibriSpeechs number the same people."""
-    return row["corpus"].removeprefix("mini-")
-
-
 def held_by(row) -> dict:
     """What two splits must not share: {eight bytes: which of clip, voice, script or sound}. A
     command of one or two words is no script: everybody says it."""
     keys = [("clip", row["corpus"], row["id"])]
-    keys += [("voice", namespace(row), row["speaker"])] if "speaker" in row else []
+    if "speaker" in row:
+        keys.append(("voice", row["corpus"].removeprefix("mini-"), row["speaker"]))
     keys += [("sound", row["hash"])] if "hash" in row else []
     said = words(row.get("transcript", ""))
     keys += [("script", *said)] if len(said) > 2 else []
@@ -4302,14 +4273,12 @@ def begin(settings, out, engine) -> Counter:
     return lost
 
 
-def make_chunk(settings, out, engine, start) -> list[str]:
-    """The lines of items start .. start + CHUNK, those that came out."""
+def make_chunk(settings, out, engine, start) -> list[dict]:
+    """Items start .. start + CHUNK, those that came out."""
     if KEPT is None or KEPT[2] != settings:  # a worker that inherited none
         begin(settings, out, engine)
-    shelf, plan, _ = KEPT
     numbers = range(start, min(start + CHUNK, settings["last"]))
-    items = (make_item(shelf, plan, settings, i) for i in numbers)
-    return [json.dumps(item, ensure_ascii=False) + "\n" for item in items if item]
+    return list(filter(None, (make_item(*KEPT, i) for i in numbers)))
 
 
 def write_questions(path, settings, workers, writer=None, engine=FORMANT):
@@ -4336,11 +4305,12 @@ def write_questions(path, settings, workers, writer=None, engine=FORMANT):
     starts = range(start, settings["last"], step)
     with file, worker_map(1 if writer else workers) as spread:
         job = partial(make_chunk, settings, out, engine)
-        made_lines = writer.spread(starts) if writer else spread(job, starts)
-        for number, lines in zip(starts, made_lines):
+        chunks = writer.spread(starts) if writer else spread(job, starts)
+        for number, items in zip(starts, chunks):
+            lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             file.write("".join(lines).encode())
             file.flush()
-            counts.update(json.loads(line)["task"] for line in lines)
+            counts.update(item["task"] for item in items)
             show(min(step, settings["last"] - number))
         part.replace(path)  # before another run may have it
     each = ", ".join(f"{task} {counts[task]}" for task in settings["tasks"] if counts[task])
