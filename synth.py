@@ -398,8 +398,7 @@ GAP = 90, 350  # milliseconds between two of the same
 
 
 def repeat_event(dice, label, n, room) -> tuple[np.ndarray, list]:
-    """The event as often as chance and `room` samples allow, and where each begins and ends; once
-    in any case, within n."""
+    """The event as often as chance and `room` allow, or once within n, and where each one lies."""
     seconds, layers = draw_event(dice, label)
     times = 1 + dice.rng.integers(EVENTS[label].most)
     waves = [make_event(dice, min(seconds, n / RATE), layers) for _ in range(times)]
@@ -627,8 +626,8 @@ Voice = namedtuple("Voice", "f0 tract rate breath tilt second third")
 
 def make_voices() -> dict:
     """{name: Voice}, 80 for train, 16 for dev, 16 for test. Each trait goes round its range by
-    steps of an irrational number, so that voices spread evenly and no two meet; a longer throat
-    tends to be a deeper one."""
+    steps of an irrational number, so that voices spread evenly and no two meet; longer throats
+    tend to be deeper."""
     voices = {}
     for k, split in enumerate(("train",) * 80 + ("dev",) * 16 + ("test",) * 16):
         around = [k * step % 1 for step in (0.6180, 0.7549, 0.5698, 0.8567, 0.4142, 0.7321, 0.2361)]
@@ -975,12 +974,19 @@ WORDS = {
     "mood": "happy tired hungry busy",
 }
 ANYTHING = " ".join(WORDS[kind] for kind in ("colour", "animal", "place", "person", "object"))
-SENTENCES = (
-    "the {animal} is {colour}", "the {animal} is at the {place}", "the {person} is at the {place}",
-    "the {person} is {number}", "i see {number} {object}s", "the {person} wants the {object}",
-    "it is {weather} at the {place}", "the {person} is {mood}", "the {person} has a {animal}",
-    "{word} {word2} {word3}", "{word} {word2} {word3} {word4}", "{word} and {word2} and {word3}",
-)  # fmt: skip
+RELATIONS = {  # what a sentence states: (relation, the slot of whom, the slot of what)
+    "the {animal} is {colour}": ("colour", "animal", "colour"),
+    "the {animal} is at the {place}": ("place", "animal", "place"),
+    "the {person} is at the {place}": ("place", "person", "place"),
+    "the {person} is {number}": ("age", "person", "number"),
+    "i see {number} {object}s": ("number", "object", "number"),
+    "the {person} wants the {object}": ("wish", "person", "object"),
+    "it is {weather} at the {place}": ("weather", "place", "weather"),
+    "the {person} is {mood}": ("mood", "person", "mood"),
+    "the {person} has a {animal}": ("pet", "person", "animal"),
+}
+WORDS_ALONE = "{word} {word2} {word3}", "{word} {word2} {word3} {word4}"
+SENTENCES = (*RELATIONS, *WORDS_ALONE, "{word} and {word2} and {word3}")
 DIALOGUES = (
     ("where is the {colour} {object}", "the {object} is at the {place}",
      "is the {person} at the {place}", "yes with a {colour2} {animal}"),
@@ -1011,8 +1017,7 @@ def split_of(sentence) -> str:
 
 
 def write_script(dice, forms) -> list[str]:
-    """The forms with words in their places, each a sentence of the dice's split. What is chosen in
-    one line holds in the next."""
+    """Sentences of the split, by their forms. What is chosen in one line holds in the next."""
     while True:
         chosen, lines = {}, []
         for form in forms:
@@ -1117,8 +1122,7 @@ def dialogue_clip(dice, engine, group, name, turn) -> tuple[np.ndarray, dict]:
     lines = write_script(group, group.pick(DIALOGUES))
     pair = group.rng.permutation(speakers(engine, group.split))[:2].tolist()
     wave, known = speech_clip(dice, engine, lines[turn], pair[turn % 2])
-    place = {"id": name, "turn": turn + 1, "speaker": "AB"[turn % 2]}
-    return wave, {**known, "dialogue": place}
+    return wave, {**known, "dialogue": {"id": name, "turn": turn + 1, "speaker": "AB"[turn % 2]}}
 
 
 def order_clip(dice, engine, group, name, index) -> tuple[np.ndarray, dict]:
@@ -1445,10 +1449,6 @@ def told_count(count, label) -> str:
     return few.get(count, f"{label} {number_word(count)} times")
 
 
-def onset_of(row, label):
-    return min((on for name, on, _ in row.get("events", ()) if name == label), default=None)
-
-
 def words_said(row):
     count = len(words(row.get("transcript", "")))
     return count if 1 <= count <= 10 else None
@@ -1466,8 +1466,7 @@ def noise_level(row):
 
 
 # What clips have more or less of: the value (of a row, or of a row and a label), how far two must
-# lie apart (a factor, or a difference), how value, label and row are told, and what is asked for
-# at either end.
+# lie apart (a factor, or a difference), how value, label and row are told, how either end is asked.
 Scale = namedtuple("Scale", "value factor apart told most least")
 WHICH = "[Which audio|Which clip|Which recording]"
 IN = "[In which audio|In which clip|In which recording]"
@@ -1475,7 +1474,9 @@ SCALES = {
     "count": Scale(count_of, 1, 1, lambda value, label, _: told_count(value, label),
                    IN + " [is the {label} heard|do you hear the {label}] most often?",
                    IN + " [is the {label} heard|do you hear the {label}] least often?"),
-    "first": Scale(onset_of, 1, 0.3, "{1} at {0:.1f} s".format,
+    "first": Scale(lambda row, label: min((on for name, on, _ in row.get("events", ())
+                                           if name == label), default=None),
+                   1, 0.3, "{1} at {0:.1f} s".format,
                    IN + " does the first {label} [come|begin] latest?",
                    IN + " does the [first {label}|{label}] [come|begin] earliest?"),
     "sounds": Scale(lambda row: len(sounds_of(row)) if all_told(row) else None, 1, 1,
@@ -1523,29 +1524,15 @@ def valued(scale, row, label=None):
     return value if type(value) in (int, float) else None
 
 
-def apart(scale, a, b) -> bool:
-    low, high = sorted((a, b))
-    return high - low >= scale.apart - 1e-9 and high >= scale.factor * low and high > low
-
-
 def within(scale, value, end, most) -> bool:
     """It lies clearly below the upper end, or above the lower one."""
-    return apart(scale, value, end) and (value < end) == most
+    low, high = sorted((value, end))
+    far = high - low >= scale.apart - 1e-9 and high >= scale.factor * low
+    return far and low < high and (value < end) == most
 
 
 # What the world's sentences state: (relation, of whom, what). "the dog is red" -> colour, dog, red.
 
-RELATIONS = {  # form: (relation, the slot of whom, the slot of what)
-    "the {animal} is {colour}": ("colour", "animal", "colour"),
-    "the {animal} is at the {place}": ("place", "animal", "place"),
-    "the {person} is at the {place}": ("place", "person", "place"),
-    "the {person} is {number}": ("age", "person", "number"),
-    "i see {number} {object}s": ("number", "object", "number"),
-    "the {person} wants the {object}": ("wish", "person", "object"),
-    "it is {weather} at the {place}": ("weather", "place", "weather"),
-    "the {person} is {mood}": ("mood", "person", "mood"),
-    "the {person} has a {animal}": ("pet", "person", "animal"),
-}
 SORTS = {word: sort for sort, those in WORDS.items() for word in those.split()}
 SLOT = re.compile(r"{(\w+)}")
 FACTS = [
@@ -1826,8 +1813,8 @@ def ranked(shelf, dice, n, fate, scales):
         return within(scale, value(row), ends[most], most)
 
     def behind(row):
-        fine = apart(scale, best, value(row)) and (value(row) < best) == most
-        return fine and (n > 2 or within(scale, value(row), ends[not most], not most))
+        fair = n > 2 or within(scale, value(row), ends[not most], not most)
+        return fair and within(scale, value(row), best, most)
 
     winner = shelf.draw(dice, key, 1, first)
     best = value(winner[0])
@@ -1845,8 +1832,7 @@ def labels_of(shelf, scale, n) -> list:
 
 
 def alike_in_part(shelf, dice, n, fate, most=99) -> tuple:
-    """A kind of clip; two of it that have something in common, of at most so many things that tell
-    them; and n - 2 others."""
+    """A kind of clip; two of it that share one feature, of `most` or fewer; and n - 2 others."""
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
     shared = dice.pick(list(features(first)))
@@ -1897,8 +1883,7 @@ def alike(shelf, clips, kinds=1) -> list[str]:
 
 def neighbours(shelf, dice, category, least) -> tuple:
     """Two values, each of at least so many clips (else the rare one would be known for the odd
-    one). They are hard to tell apart where the corpus has such: sounds of the same class, voices of
-    about the same height."""
+    one): sounds of the same class, voices of about the same height, if the corpus has such."""
     value, *others = shuffled(dice, shelf.values("category", category, least=least)) or [None]
     need(others)
     close = classmates(value) if category == "sound" else []
@@ -1917,8 +1902,7 @@ def classmates(thing) -> list[str]:
 
 
 def decoy(shelf, dice, kind, thing) -> tuple:
-    """Where to find a clip that may be taken for one with this label or word: half of the time
-    among those that hold something like it."""
+    """Where to find a clip without this label or word: half of the time with something like it."""
     like = [other for other in classmates(thing) if (kind, other) in shelf.index]
     if like and dice.rng.random() < 0.5:
         return kind, dice.pick(like)
@@ -2135,9 +2119,8 @@ def with_and_without(shelf, dice, n, there) -> tuple[str, list, list, list]:
 
 
 def lacking(kind, thing):
-    """Whether it is known of a row that it is without a word or a sound: it says something else, or
-    has labels of which none is or may be this one. Where labels only name what somebody was looking
-    for, they say nothing of the rest."""
+    """Whether a row is known to be without a word or a sound: it says something else, or has labels
+    of which none may mean it. Labels that name what somebody looked for say nothing of the rest."""
 
     def lacks(row):
         if kind == "word":
@@ -2338,8 +2321,7 @@ def total(shelf, dice, n, fate) -> Draft:
             rows += shelf.draw(dice, key, 1, lacking("label", label), rows)
     rows = shuffled(dice, rows)
     says = [told_count(count_of(row, label) or 0, label) for row in rows]
-    limits = {"range": [1, 2 * n]}
-    return Draft("total", {"label": label}, rows, says, *how_many(wanted), limits)
+    return Draft("total", {"label": label}, rows, says, *how_many(wanted), {"range": [1, 2 * n]})
 
 
 def most_times(shelf, label, n) -> int:
@@ -2353,8 +2335,7 @@ def most_times(shelf, label, n) -> int:
 def clips_with(shelf, dice, n, fate) -> Draft:
     there = int(fate[0] * (n + 1))
     thing, rows, says, _ = with_and_without(shelf, dice, n, there)
-    limits = {"range": [0, n]}
-    return Draft("clips with", {"thing": thing}, rows, says, *how_many(there), limits)
+    return Draft("clips with", {"thing": thing}, rows, says, *how_many(there), {"range": [0, n]})
 
 
 # --- captions
@@ -2462,8 +2443,7 @@ def contrast(shelf, dice, n, fate) -> Draft:
 def transcribe(shelf, dice, n, fate) -> Draft:
     row = shelf.draw(dice, ("kind", "speech"), 1, lambda row: words(row.get("transcript", "")))[0]
     text = row["transcript"]
-    gold = {"type": "transcript", "value": text}
-    return Draft("transcribe", {}, [row], [quote(row)], text, gold)
+    return Draft("transcribe", {}, [row], [quote(row)], text, {"type": "transcript", "value": text})
 
 
 def tag(shelf, dice, n, fate) -> Draft:
@@ -2552,6 +2532,7 @@ TASKS = {
     "voice": Task("single", 1, (voice,)),
     "music": Task("single", 1, (music,)),
 }
+POLYAUDIO = list(TASKS)  # the recipe: what follows are others'
 MIX = {"comparison": 30, "reference": 25, "reasoning": 25, "temporal": 20}  # the paper's Table 2
 
 # ------------------------------------------------------------------------------------------------
@@ -2684,8 +2665,7 @@ def one_voice(shelf, dice, edit, texts, verdict, facts) -> Draft:
 
 
 def sound_pair(shelf, dice, n, fate) -> Draft:
-    """The five cases of MALLM's Table 7: the same; another; one more; one more in each; the common
-    one."""
+    """MALLM's Table 7: the same sound; another; one more; one more in each; the common one."""
     case = 1 + int(fate[0] * 5)
     x, y, z = unlike_sounds(shelf, dice, 3, least=2)
     first, again = shelf.draw(dice, ("category", "sound", x), 2)
@@ -2818,8 +2798,7 @@ def same_parts(shelf, dice, n, put_together) -> Draft:
     choices = shuffled(dice, captions)
     about = {"first": audio(asked + 1), "choices": " or ".join(f'"{text}"' for text in choices)}
     gold = {"type": "choice", "value": captions[asked], "choices": choices}
-    more = {"captions": captions}
-    return Draft("caption of", about, rows, captions, captions[asked], gold, more)
+    return Draft("caption of", about, rows, captions, gold["value"], gold, {"captions": captions})
 
 
 def order_parts(shelf, dice, n, fate) -> Draft:
@@ -2853,19 +2832,13 @@ TASKS |= {
     "compa_attribute": Task("composition", 2, (attribute_parts,)),
 }
 Recipe = namedtuple("Recipe", "tasks mix single")  # mix: shares of skills or of tasks
+PAIRS = {"speech_pair": 24, "sound_pair": 26.9, "transcribe": 28.5, "tag": 20.7, "caption": 5}
+COMPA = {"compa_order": 1, "compa_attribute": 1}
 RECIPES = {
-    "polyaudio": Recipe(
-        [t for t in TASKS if TASKS[t].skill in (*MIX, "single") and t != "scene"], MIX, 0.25
-    ),
-    "mallm": Recipe(  # thousands of items in its Table 8
-        ["speech_pair", "sound_pair", "transcribe", "tag", "caption"],
-        {"speech_pair": 24, "sound_pair": 26.9, "transcribe": 28.5, "tag": 20.7, "caption": 5},
-        54.2 / 105.1,
-    ),
+    "polyaudio": Recipe(POLYAUDIO, MIX, 0.25),
+    "mallm": Recipe(list(PAIRS), PAIRS, 54.2 / 105.1),  # thousands of items in its Table 8
     "jasco": Recipe(["scene"], {"scene": 1}, 1.0),
-    "compa": Recipe(
-        ["compa_order", "compa_attribute"], {"compa_order": 1, "compa_attribute": 1}, 0.0
-    ),
+    "compa": Recipe(list(COMPA), COMPA, 0.0),
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -3031,8 +3004,7 @@ def write_made(shelf, id, rows):
 
 
 def write_item(draft, dice, task, id) -> dict:
-    """The draft in words: the question, and an answer that says what is heard, and the reason if
-    there is one, before it judges."""
+    """The draft in words: its answer says what is heard, and why if that is known, then judges."""
     n = len(draft.rows)
     question = filled(phrase(dice, FORMS.get(draft.form, draft.form)), draft.about)
     place = dice.pick(PLACES if n > 1 else PLACES[:2])
@@ -3468,8 +3440,7 @@ def draft_ordering(shelf, dice, brief, reply):
              "choices": "; ".join(lettered.values())}  # fmt: skip
     form = "{question} {events}. [Choose one|Choose|One is right]: {choices}."
     gold = {"type": "choice", "value": right, "choices": choices}
-    says = list(map(heard, brief.rows))
-    return Draft(form, about, brief.rows, says, lettered[right], gold)
+    return Draft(form, about, brief.rows, list(map(heard, brief.rows)), lettered[right], gold)
 
 
 def faults_rationale(brief, reply):
@@ -4009,19 +3980,16 @@ class Writer:
         schema = {"name": name, "strict": True, "schema": schema_of(REPLIES[name])}
         for most in (MOST, 2 * MOST):
             said = self.service.say(messages, seed, most, WARMTH, schema)
-            value = find_object(said["content"], REPLIES[name])
-            if value is not None or said["finish"] != "length":
-                break
-        text, wrong = said["content"], None
-        if value is None and said["finish"] == "length":
-            raise NoReply("cut off")
-        if value is None:
-            wrong = "JSON: none of this schema" if text.strip() else "empty: there was no reply"
-        return value, text, wrong or marked(value)
+            text, value = said["content"], find_object(said["content"], REPLIES[name])
+            if value is not None:
+                return value, text, marked(value)
+            if said["finish"] != "length":
+                none = "JSON: none of this schema" if text.strip() else "empty: there was no reply"
+                return value, text, none
+        raise NoReply("cut off")
 
     def ask(self, name, brief, faults, seed) -> dict:
-        """A reply without a fault: the first one, or the one that its fault was told to; NoReply
-        where there is none."""
+        """A reply without a fault: the first, or the one after a complaint; NoReply if neither."""
         schema = json.dumps(schema_of(REPLIES[name]))
         messages = [
             {"role": "system", "content": f"{PROMPTS[name]}\n\n{RULES}\n\nSchema: {schema}"},
@@ -4095,11 +4063,8 @@ class Writer:
             item = write_item(draft, dice, task, id)
             if score(item["gold"], item["answer"]) != 1:
                 raise NoReply("score: not even its own answer is right")
-        except NoReply as dropped:
-            self.count(name, str(dropped))
-            return None
-        except Miss:
-            self.count(name, "corpus: nothing to tell of")
+        except (NoReply, Miss) as dropped:  # a miss says nothing
+            self.count(name, str(dropped) or "corpus: nothing to tell of")
             return None
         by_model = {"kind": f"llm-{name}", "model": self.model}
         item["meta"] |= {"kind": scene_heard.__name__} if ready else by_model
@@ -4187,9 +4152,8 @@ KEPT = None  # a worker's shelf, plan and settings
 
 
 def open_shelf(settings, out) -> tuple[Shelf, Counter]:
-    """The clips of a split, and what was left out. What is tested on is not trained on: a train
-    clip whose voice or script is also one of test's or dev's is left out, and a dev clip whose is
-    one of test's."""
+    """The clips of a split, and what was left out: what is tested on is not trained on, so a train
+    clip with a voice or script of dev or test goes, and a dev clip with one of test."""
     split, taken, shelf, lost = settings["split"], set(), Shelf(out), Counter()
     shelf.sentences = read_sentences(settings["sentences"], split)
     later = SPLITS[SPLITS.index(split) + 1 :]  # of train, dev, test
@@ -4342,8 +4306,7 @@ def open_alone(part):
 def fingerprint(settings) -> str:
     """Of all that an item depends on: a half-written file of other settings is another file."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    texts = [settings["sentences"]] if settings["sentences"] else []
-    for path in [*settings["corpus"], *texts]:
+    for path in filter(None, [*settings["corpus"], settings["sentences"]]):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:8]
