@@ -1831,7 +1831,7 @@ def labels_of(shelf, scale, n) -> list:
     return [label for label in labels if scale != "count" or len(shelf.values("times", label)) > 2]
 
 
-def alike_in_part(shelf, dice, n, fate, most=99) -> tuple:
+def alike_in_part(shelf, dice, n, fate, most=np.inf) -> tuple:
     """A kind of clip; two of it that share one feature, of `most` or fewer; and n - 2 others."""
     kind = chosen(shelf.values("kind", least=LABEL_CLIPS), fate[1])
     first = shelf.draw(dice, ("kind", kind), 1, lambda row: 2 <= len(features(row)) <= 6)[0]
@@ -1974,10 +1974,10 @@ def close_voices(shelf, dice, count, least=2) -> list[str]:
     clip is never the same."""
     need(len(shelf.voices) >= count)
     first = dice.pick(shelf.values("category", "voice", least=least) or shelf.voices)
-    around, reach = shelf.voices, len(shelf.voices)
+    around = shelf.voices
     if first in shelf.pitches:
-        place, reach = shelf.voices.index(first), count + 1
-        around = shelf.voices[max(0, place - reach) : place + reach + 1]
+        place, reach = around.index(first), count + 1
+        around = around[max(0, place - reach) : place + reach + 1]
     voices = [first]
     for _ in range(50 * count):
         voice = dice.pick(around)
@@ -2916,12 +2916,7 @@ FORMS = {
     "caption of": "[Which|What] caption [fits|describes|is right for] {first}: {choices}?",
     "answer": "[So the answer is|The answer is|So the answer|The answer|Answer]: {verdict}.",
 }  # fmt: skip
-PLACES = (
-    "{question}",
-    "{question}",
-    "Here are {n} clips: {clips}\n{question}",
-    "{question}\n{clips}",
-)
+PLACES = 2 * ("{question}",) + ("Here are {n} clips: {clips}\n{question}", "{question}\n{clips}")
 
 
 # ------------------------------------------------------------------------------------------------
