@@ -97,9 +97,9 @@ class Run:
         sys.stderr.flush()
         return code
 
-    def end(self) -> int:
+    def end(self, patience=PATIENCE) -> int:
         """Its exit code, or the signal that ended it, below 0."""
-        limit, pid = time.monotonic() + PATIENCE, 0
+        limit, pid = time.monotonic() + patience, 0
         while not pid:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if not pid and time.monotonic() > limit:
@@ -137,7 +137,7 @@ def forked(script, *words, **env) -> subprocess.CompletedProcess:
             os.environ.update(env)
 
         run = Run(importlib.import_module(script.removesuffix(".py")), *words, before=before)
-        code = run.end()
+        code = run.end(3 * PATIENCE)  # no hang is looked for, and a test's machine may be busy
         out.seek(0)
         told = out.read(), run.said.decode(errors="replace")
         return subprocess.CompletedProcess(run.words, code, *told)
