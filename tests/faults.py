@@ -97,9 +97,9 @@ class Run:
         sys.stderr.flush()
         return code
 
-    def end(self, patience=PATIENCE) -> int:
+    def end(self, patience=None) -> int:
         """Its exit code, or the signal that ended it, below 0."""
-        limit, pid = time.monotonic() + patience, 0
+        limit, pid = time.monotonic() + (patience or PATIENCE), 0
         while not pid:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if not pid and time.monotonic() > limit:

@@ -870,6 +870,7 @@ def test_what_stands_in_a_header_is_not_held(case, first, tmp_path):
     assert peak < 8 << 20 and not (tmp_path / "into").exists()
 
 
+@pytest.mark.long
 def test_a_map_of_holes_is_not_held(tmp_path):
     """GNU's sparse files: where there is something in them is a list of any length."""
     with gzip.open(tmp_path / "x.tgz", "wb", 1) as file:

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.faults import Bed, Job
 
 
+@pytest.mark.long
 def test_some_kills_and_a_folder_that_may_not_be_written():
     """In a process of its own: one that has trained cannot be forked to train."""
     line = [sys.executable, "-m", "tests.faults", "--kills", "4", "killed", "readonly"]

@@ -541,6 +541,7 @@ def test_kernels_import_without_triton_and_at_once():
     assert float(done.stdout) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
 def test_triton_is_imported_only_where_it_may_run():
     """A quarter of a second of every start."""

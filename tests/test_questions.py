@@ -1411,6 +1411,7 @@ def counted(done, name, function):
     return call
 
 
+@pytest.mark.long
 def test_another_seed_asks_other_questions(base, made):
     assert make(base, "other", "--workers", 1, "--seed", 6)[0] == 0
     for name in NAMES:
@@ -1641,6 +1642,7 @@ def test_train_and_test_share_no_clip_script_or_voice(base, made):
     assert set(found) == {"clip", "voice", "script"}
 
 
+@pytest.mark.long
 def test_what_is_held_out_is_left_out_of_train_and_told(base):
     rows = [dict(row) for row in silent_rows(3)[:3000]]
     speech = [row for row in rows if len(row.get("transcript", "").split()) > 2]

@@ -656,6 +656,7 @@ def check_goes_on(corpus, out, whole):
     assert tree(out) == whole
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(corpus, whole, tmp_path):
     running = Running(corpus, tmp_path / "q")
     running.started.kill()
@@ -663,6 +664,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(corpus, whole, tmp_path)
     check_goes_on(corpus, tmp_path / "q", whole)
 
 
+@pytest.mark.long
 def test_ctrl_c_is_quiet_and_the_same_command_goes_on(corpus, whole, tmp_path):
     running = Running(corpus, tmp_path / "q")
     os.killpg(running.started.pid, signal.SIGINT)  # as a terminal does
@@ -671,6 +673,7 @@ def test_ctrl_c_is_quiet_and_the_same_command_goes_on(corpus, whole, tmp_path):
     check_goes_on(corpus, tmp_path / "q", whole)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_one_line(corpus, whole, tmp_path):
     running = Running(corpus, tmp_path / "q")
     os.kill(max(running.workers()), signal.SIGKILL)

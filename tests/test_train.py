@@ -1130,6 +1130,7 @@ def test_killed_ten_times(recipe, one_thread):
     assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_first(recipe, number):
     recipe = replace(recipe, steps=100_000, every=100_000)
@@ -1150,6 +1151,7 @@ def test_asked_to_stop_it_saves_first(recipe, number):
 # Ranks.
 
 
+@pytest.mark.long
 def test_two_ranks_are_one(recipe, unbroken):
     """By torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

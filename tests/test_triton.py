@@ -875,6 +875,7 @@ def same_with_both(net, kind):
     return got
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["af3", "perceiver", "qwen3"])
 def test_logits_loss_and_all_gradients_of_a_network(nets, kind, launched, capsys):
     net = copy.deepcopy(nets[kind]).requires_grad_(True)

@@ -459,6 +459,7 @@ def trickles(handler):
         time.sleep(0.5 if i > len(data) // 2 else 0)
 
 
+@pytest.mark.long
 def test_kill_in_the_middle_and_the_same_command_again(server, tmp_path):
     files = {**repository(), SHARD: tensors(["a", "b"], 1, 500_000)}
     publish(server, files)

@@ -686,6 +686,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, capsys, monkeypatch):
     assert "--workers 2: expected all of them to live, found one that was killed" in said
 
 
+@pytest.mark.long
 def test_a_lost_clip_comes_back(world, tmp_path):
     out = tmp_path / "w"
     shutil.copytree(world, out)

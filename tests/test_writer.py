@@ -322,6 +322,7 @@ def prompts_of(items) -> Counter:
 CHECKS = {"infer", "guess", "alone"}  # on a scene, and counted under it
 
 
+@pytest.mark.long
 def test_every_prompt_yields_items(written, model, tmp_path):
     prompts, counted = set(), set()
     for recipe, count in (("polyaudio", 160), ("mallm", 30), ("jasco", 20)):
@@ -339,6 +340,7 @@ def test_every_prompt_yields_items(written, model, tmp_path):
     assert {f"Bearer {KEY}"} == model.keys
 
 
+@pytest.mark.long
 def test_an_item_is_what_rules_would_have_asked_for(written, corpus, tmp_path):
     """Its task and its number of clips follow from (seed, i), whoever writes."""
     items, *_ = written(80)
@@ -357,6 +359,7 @@ def test_an_item_is_what_rules_would_have_asked_for(written, corpus, tmp_path):
         assert (item["task"], len(item["clips"])) == (rule["task"], len(rule["clips"]))
 
 
+@pytest.mark.long
 def test_scripts_are_spoken_by_voices_of_the_split(written, tmp_path):
     for split in ("train", "test"):
         items, *_ = written(60, split, tmp_path / split)
@@ -369,6 +372,7 @@ def test_scripts_are_spoken_by_voices_of_the_split(written, tmp_path):
             assert all(s["speaker"].startswith(split) for s in item["meta"]["made"])
 
 
+@pytest.mark.long
 def test_what_was_said_in_another_split_is_not_said_again(written):
     """This model makes up the same scripts for every split."""
     train, *_ = written(60)
@@ -379,6 +383,7 @@ def test_what_was_said_in_another_split_is_not_said_again(written):
     assert outcomes["keywords"]["script"] + outcomes["factual"]["script"] > 3
 
 
+@pytest.mark.long
 def test_verdicts_are_balanced(written):
     items, *_ = written(160)
     told = Counter(
@@ -995,6 +1000,7 @@ def failing(times, how):
     return say
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [refusal(429, "slow down", **{"Retry-After": "0"}), refusal(500, "oh"), refusal(503, ""), None],
@@ -1042,6 +1048,7 @@ def test_a_server_without_response_format(written, model, tmp_path):
     assert not any("response_format" in body for body in model.asked[asked:])
 
 
+@pytest.mark.long
 def test_too_long_for_the_model(written, model):
     message = "This model's maximum context length is 512 tokens. However, you requested 700"
     model.say = lambda name, data, body: (
