@@ -29,7 +29,7 @@ from prepare import cores  # noqa: E402
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun by a shell in the background:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # our programs would never hear it
-    config.addinivalue_line("markers", "long: takes five seconds and more; -m 'not slow' runs it, too")
+    config.addinivalue_line("markers", "long: takes five seconds; -m 'not slow' runs it, too")
     config.addinivalue_line("markers", "slow: takes minutes; run with -m 'slow or not slow'")
     if not config.option.markexpr:
         config.option.markexpr = "not slow and not long"
