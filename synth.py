@@ -1693,12 +1693,13 @@ def keys_of(row):
     """What a clip is found by."""
     kind, said = kind_of(row), said_in(row)
     yield "kind", kind
+    long = lasting(row.get("events", ()))
     for label in clear_sounds(row) if kind == "sound" else ():
         yield "label", label
         if "events" in row:
             yield "times", label, count_of(row, label)
-            if label in lasting(row["events"]):
-                yield "span", label
+        if label in long:
+            yield "span", label
     for name, (value, _, _) in CATEGORIES.items():
         if value(row) is not None:
             yield "category", name, value(row)
@@ -1710,8 +1711,9 @@ def keys_of(row):
         yield "word", word
     if said and len(words(row["transcript"])) < 13:
         yield "text", " ".join(words(row["transcript"]))
-    for word in set(lasting(row.get("words", ()))).intersection(said):
-        yield "timed", word
+    for word in lasting(row.get("words", ())):
+        if word in said:
+            yield "timed", word
     if fact := fact_of(row):
         relation, whom, what = fact
         yield "fact", relation
@@ -1741,7 +1743,7 @@ def lasting(events, least=0.3) -> list[str]:
 
 Draft = namedtuple("Draft", "form about rows says verdict gold more reason", defaults=({}, None))
 # form: key of FORMS or a question; about: what fills it; rows: the clips as they are heard; says:
-# what must be heard in each; verdict: the end of the answer; more: choices, or a count's range;
+# what must be heard in each; verdict: the end of the answer; more: of meta, as a count's range;
 # reason: a step from what is heard to the verdict, where a language model has written one
 YES_NO = ("yes", "no")
 
@@ -4199,9 +4201,8 @@ def read_sentences(path, split) -> list[str]:
 
 
 def qualified(row) -> dict:
-    """Names that two corpora may both use, for different people and stories, with the corpus's.
-    Both LibriSpeechs number the same people."""
-    own, row = row["corpus"].removeprefix("mini-"), dict(row)
+    """Names that two corpora may both use, for different people and stories, with the corpus's."""
+    own, row = namespace(row), dict(row)
     if "speaker" in row:
         row["speaker"] = f"{own}: {row['speaker']}"
     for field, name in (("order", "group"), ("dialogue", "id")):
@@ -4210,12 +4211,16 @@ def qualified(row) -> dict:
     return row
 
 
+def namespace(row) -> str:
+    """Both LibriSpeechs number the same people."""
+    return row["corpus"].removeprefix("mini-")
+
+
 def held_by(row) -> dict:
     """What two splits must not share: {eight bytes: which of clip, voice, script or sound}. A
     command of one or two words is no script: everybody says it."""
     keys = [("clip", row["corpus"], row["id"])]
-    if "speaker" in row:
-        keys.append(("voice", row["corpus"].removeprefix("mini-"), row["speaker"]))
+    keys += [("voice", namespace(row), row["speaker"])] if "speaker" in row else []
     keys += [("sound", row["hash"])] if "hash" in row else []
     said = words(row.get("transcript", ""))
     keys += [("script", *said)] if len(said) > 2 else []
