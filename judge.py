@@ -68,10 +68,10 @@ from prepare import (  # noqa: E402
 from sample import clip_orders  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
-# Asking. Who answers is a network of ours, a file that somebody wrote, or a server. Each is given
-# (key, messages, clips, layout) one by one and gives back (key, answer), or (key, BadInput) where
-# there is none to be had. An answer is on the disk before the next is asked for: a run that was
-# killed goes on where it was, and nobody is asked the same twice.
+# Asking. Who answers is a network of ours or a server, given (key, messages, clips, layout) one by
+# one, which gives back (key, answer), or (key, BadInput) where there is none to be had; or a file
+# that somebody wrote, which is looked up. Each answer is on the disk as soon as it comes: a run
+# that was killed asks again only what was under way.
 
 NEW = 256  # tokens of an answer, at most, unless --most says so
 
@@ -281,7 +281,8 @@ def permuted(row, literal):
     if len(row["clips"]) < 2:
         return None
     moved = reordered(row)
-    return {**row, "clips": moved["clips"], "order": moved["order"]} if literal else moved
+    order = moved["order"]
+    return view_permute({**row, "order": order}, order, literal=True) if literal else moved
 
 
 def names_index(row) -> bool:
@@ -392,7 +393,8 @@ class Judge:
         self.name, self.how, self.journal = name, how, journal
 
     def ask_all(self, prompts, sample=0, most=SHORT) -> list[str | None]:
-        """The reply to each, none asked twice; None where there is no whole reply, or no prompt."""
+        """The reply to each, none asked twice; None where there is none, or no prompt. A server's
+        that was cut off is asked for again, with room; a checkpoint's counts as far as it came."""
         prompts = list(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt is not None]
         said = dict(zip(new, self.replies(new, sample, most)))
@@ -1007,7 +1009,8 @@ class Embedder:
             vectors += [each["embedding"] for each in found]
             fine = [each["index"] for each in found] == list(range(len(part)))
             fine = fine and len(set(map(len, vectors))) == 1 and vectors[0]
-            expect(fine, masked(self.url), f"{len(part)} embeddings of one length", reply, 80)
+            found = f"{masked(repr(reply), key):.80}" if not fine else ""
+            expect(fine, masked(self.url), f"{len(part)} embeddings of one length", found)
         return vectors
 
 
@@ -1063,7 +1066,7 @@ class Spice:
     """The program of its makers, run only where somebody names it. It stands among the judges."""
 
     def __init__(self, jar):
-        self.jar, self.name = Path(jar), Path(jar).name
+        self.jar = Path(jar)
 
     def spice(self, references, answers) -> list[float]:
         jar, pairs = self.jar, enumerate(zip(references, answers))
@@ -1074,8 +1077,11 @@ class Spice:
             command = ["java", "-Xmx8G", "-jar", str(jar), str(asked), "-out", str(told), "-silent"]
             done = subprocess.run(command, capture_output=True, text=True)
             expect(done.returncode == 0, jar, "a program that ends well", done.stderr[-200:])
-            values = [each["scores"]["All"]["f"] for each in read_json(told)]
-        expect(len(values) == len(answers), jar, f"{len(answers)} scores", len(values))
+            try:
+                found = {each["image_id"]: each["scores"]["All"]["f"] for each in read_json(told)}
+                values = [float(found[i]) for i in range(len(answers))]
+            except (LookupError, TypeError, ValueError):
+                expect(False, jar, f"{len(answers)} scores", "something else")
         return [0.0 if math.isnan(value) else value for value in values]  # nothing in common
 
 
@@ -1509,7 +1515,7 @@ def tally(items) -> dict:
         groups = defaultdict(list)
         for item in among:
             groups[key(item)].append(item)
-        for group in sorted(groups) if name == "clips" else groups:
+        for group in sorted(groups, key=int) if name == "clips" else groups:
             mine = tuple(map(id, groups[group]))
             report[name][group] = looked[mine] = looked.get(mine) or summary(groups[group])
     counted = (report["tasks"], several) if several else (report["single"], alone)
@@ -1706,9 +1712,9 @@ th, td { padding: .3rem .5rem; text-align: right; font-weight: 400; white-space:
 tr > :first-child { text-align: left; white-space: normal; padding-left: 0; min-width: 6.5rem;
   max-width: 10rem; position: sticky; left: 0; z-index: 1; background: var(--paper); }
 td:has(svg) { width: 60%; min-width: 9rem; }
-dl { display: grid; grid-template-columns: 5.5rem 1fr; gap: .3rem .75rem; margin: .75rem 0 0; }
+dl { display: grid; grid-template-columns: 5.5rem 1fr; gap: .3rem .75rem; margin: .75rem 0 0;
+  font-size: .95rem; }
 dt, dd { margin: 0; min-width: 0; } dd dl { margin: 0; }
-dl { font-size: .95rem; }
 #items { scroll-margin-top: 1rem; }
 form { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: .5rem .75rem;
   padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
@@ -2548,6 +2554,12 @@ def check_mode(args, bench, rows):
         ("loglik", args.weights, "--weights, for likelihoods", True),
     ):
         expect(given or not asked or need not in bench.needs, where, flag, "none")
+        idle = given and need not in bench.needs and need != "loglik"
+        wanted = "a published rule that asks one"
+        expect(not idle, flag.partition(",")[0], wanted, f"{args.bench}, which does not")
+    expect(not args.spice or args.bench == "adiff", "--spice", "--bench adiff", args.bench)
+    many = len(args.llm) > 1 and bench.official is not official_jasco
+    expect(not many, where, "one --llm", len(args.llm))
     changed = args.view or args.vote or args.late_fusion
     fine = not changed or bench.needs != "loglik"
     expect(fine, where, "the clips and captions as they are", changed)

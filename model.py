@@ -154,8 +154,9 @@ class Config:
         for section in (audio, text, raw.get("resampler") or {}):
             expect(isinstance(section, dict), source, "sections of fields", f"{section!r:.60}")
         resampler = {"kind": resampler, **(raw.get("resampler") or {})}
-        slots = resampler.get("slots")
-        fine = resampler["kind"] != "perceiver" or (type(slots) is int and slots > 0)
+        sizes = [resampler.get(name, 1) for name in ("slots", "layers", "heads")]
+        fine = all(type(n) is int and 0 < n < 1 << 16 for n in sizes)
+        fine = fine and (resampler["kind"] != "perceiver" or "slots" in resampler)
         fine = fine and resampler["kind"] in (*RESAMPLERS, None)
         expect(fine, f"{source}: resampler", "a known kind, a perceiver with its slots", resampler)
         slot = raw.get("audio_token_id", raw.get("audio_token_index", audio_token))
@@ -177,6 +178,11 @@ class Config:
         decoder = read_fields(DECODER_FIELDS, text, source)
         shared = 32 if "num_key_value_heads" not in text else decoder.heads  # absent is not null
         decoder.kv_heads = decoder.kv_heads or shared
+        even = decoder.heads % decoder.kv_heads == 0
+        where = f"{source}: num_key_value_heads"
+        expect(even, where, f"a divisor of {decoder.heads}", decoder.kv_heads)
+        even = not encoder or encoder.width % resampler.get("heads", encoder.heads) == 0
+        expect(even, f"{source}: resampler: heads", "a divisor of the width", resampler)
         decoder.head_size = decoder.head_size or (128 if qwen3 else decoder.width // decoder.heads)
         decoder.qkv_bias = text.get("attention_bias", False) if qwen3 else True  # Qwen2 has biases,
         decoder.qk_norm = qwen3  # Qwen3 normalises every head instead
@@ -391,8 +397,8 @@ class Encoder(nn.Module):
 
     def forward(self, mels, frames):
         """mels: (M, F) of each window, frames: its L. -> (Q, E), slots of each window."""
-        x = self.stem(mels, frames)  # (S, E)
         lengths = [(n + 1) // 2 for n in frames]
+        x = self.stem(mels, lengths)  # (S, E)
         cu = cumulative(lengths, x.device)
         for layer in self.layers:
             x = layer(x, cu)
@@ -402,19 +408,18 @@ class Encoder(nn.Module):
         x = pool(x, cu, cumulative(slots, x.device), sum(slots))  # (S, E) -> (Q, E)
         return self.layer_norm(x), slots
 
-    def stem(self, mels, frames):
+    def stem(self, mels, lengths):
         """Both convolutions over all windows at once. -> (S, E) with positions added."""
         given = [mel.shape[1] for mel in mels]
         spans = [(1 + n + 1) // 2 * 2 for n in given]  # the zero, the frames, made even
         starts, like = cumulative(spans), self.conv1.weight
         places = int(starts[-1])
         edges = cumulative(given, like.device), starts.to(like.device)
-        row = pack(torch.cat(mels, 1).to(like), *edges, places)[None]
-        x = F.gelu(self.conv1(row))
+        row = pack(torch.cat(mels, 1).to(like), *edges, places)[None]  # (1, M, places)
+        x = F.gelu(self.conv1(row))  # (1, E, places)
         x = x.index_fill(2, edges[1][:-1].long(), 0.0)
-        x = F.gelu(self.conv2(x))[0].T
-        lengths = [(n + 1) // 2 for n in frames]
-        x = x[ranges((starts[:-1] // 2).tolist(), lengths, x.device)]
+        x = F.gelu(self.conv2(x))[0].T  # (places / 2 - 1, E)
+        x = x[ranges((starts[:-1] // 2).tolist(), lengths, x.device)]  # (S, E), what is read
         return x + self.embed_positions.weight[ranges([0] * len(lengths), lengths, x.device)]
 
 
@@ -565,7 +570,8 @@ class DecoderAttention(nn.Module):
         self.q_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(size, config.eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x, cos_sin, cu, remembering):  # (T, D); cos_sin: 2 of (T, 1, K / 2)
+    def forward(self, x, cos_sin, cu, remembering):
+        """x: (T, D), cos_sin: 2 of (T, 1, K / 2); remembering: a layer of a Cache, or None."""
         heads = (-1, self.head_size)
         q = self.q_norm(self.q_proj(x).unflatten(-1, heads))  # (T, H, K)
         k = self.k_norm(self.k_proj(x).unflatten(-1, heads))  # (T, G, K)
@@ -655,6 +661,11 @@ class PolyAudio(nn.Module):
     @property
     def dtype(self):
         return self.lm_head.weight.dtype
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embeddings."""
+        return self.lm_head.weight is self.language_model.embed_tokens.weight
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -767,16 +778,16 @@ class PolyAudio(nn.Module):
         """(T, D) -> (T, V). Called on those rows only whose logits are wanted."""
         logits = self.lm_head(hidden)
         table = self.language_model.embed_tokens  # where the head is this table, its rows moved too
-        if table.lora_rows is not None and self.lm_head.weight is table.weight:
+        if table.lora_rows is not None and self.tied:
             rows = hidden @ table.lora_rows.to(hidden.dtype).T
             logits = logits.index_copy(1, table.row_ids, rows)
         return logits
 
     def surprise(self, hidden, targets) -> torch.Tensor:
-        """-log p(target) of each row, (T,) in float32. Where nothing is attached to the head, its
-        logits are never all there at once."""
+        """-log p(target) of each row, (T,) in float32. Where nothing is attached to the head, the
+        kernel of a GPU never holds all logits at once."""
         table, head = self.language_model.embed_tokens, self.lm_head
-        moved = table.lora_rows is not None and head.weight is table.weight
+        moved = table.lora_rows is not None and self.tied
         if head.lora_A is None and not moved:
             return cross_entropy(hidden, head.weight, targets)
         return F.cross_entropy(self.project(hidden).float(), targets, reduction="none")
@@ -839,7 +850,7 @@ class PolyAudio(nn.Module):
         for prompt, row in zip(prompts, slots):
             check_fits(len(prompt), row, self.config.decoder.context, max_new_tokens)
         if cache is None:
-            longest = max(map(len, prompts), default=0) + max_new_tokens
+            longest = max(map(len, prompts)) + max_new_tokens
             cache = Cache(self.config.decoder, len(prompts), longest, self.lm_head.weight)
         active = list(range(len(prompts)))
         new = [[] for _ in prompts]
@@ -974,7 +985,7 @@ class PolyAudio(nn.Module):
         """A parameter as the network uses it, adapter and all."""
         module, _, field = name.rpartition(".")
         module = self.get_submodule(module)
-        if module is self.lm_head and module.weight is self.language_model.embed_tokens.weight:
+        if module is self.lm_head and self.tied:
             adapted = module.lora_A is not None  # else it follows the trained rows
             return (module if adapted else self.language_model.embed_tokens).folded().clone()
         if field == "weight" and isinstance(module, (Linear, Embedding)):
@@ -1035,8 +1046,7 @@ class PolyAudio(nn.Module):
     def check_tied(self, source, both):
         """A head that is the embeddings follows their trained rows; with an adapter of its own it
         could not say which of the two it is."""
-        tied = self.lm_head.weight is self.language_model.embed_tokens.weight
-        expect(not (tied and both), source, "LoRA on a tied head, or trained rows", "both")
+        expect(not (self.tied and both), source, "LoRA on a tied head, or trained rows", "both")
 
     def load_adapter(self, dir, trainable=False):
         """Attach a PEFT adapter: LoRA, trained token rows, modules saved whole. What its file does
@@ -1288,14 +1298,6 @@ def base_of(run: Path) -> Path:
     return found[0]
 
 
-# ------------------------------------------------------------------------------------------------
-# What an adapter's config means, as PEFT reads it.
-
-DECODER_TARGETS = (
-    r"(?!.*audio_tower).*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-)
-
-
 def weights_hash(dir) -> str:
     """Of all files that decide what a checkpoint says, an adapter's base included."""
     dir = Path(dir)
@@ -1308,6 +1310,14 @@ def weights_hash(dir) -> str:
     expect(digests, dir, "a folder of weights", "none")
     base = weights_hash(base_of(dir)) if "adapter_config.json" in digests else None
     return hash_of([digests, base])
+
+
+# ------------------------------------------------------------------------------------------------
+# What an adapter's config means, as PEFT reads it.
+
+DECODER_TARGETS = (
+    r"(?!.*audio_tower).*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+)
 
 
 def check_adapter(adapter: dict, source):
@@ -1344,7 +1354,7 @@ def check_adapter(adapter: dict, source):
 
 
 def in_module(path: str, name: str) -> bool:
-    return path == name or path.endswith("." + name) or f".{name}." in f".{path}."
+    return f".{name}." in f".{path}."
 
 
 def is_target(targets, path: str) -> bool:

@@ -19,7 +19,7 @@ Everything downstream stands on five ideas, in this order:
      a special token;
   4. a prompt is text with a run of slots wherever a clip belongs;
   5. an example is a question on several clips, with a gold that a program can score.
-This file imports nothing of ours. Everything else imports it.
+This file imports nothing of ours. Every other script imports it.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import heapq
 import io
 import itertools
 import json
+import lzma
 import logging
 import math
 import os
@@ -82,7 +83,7 @@ class BadInput(Exception):
 
 def expect(holds, where, expected, found, most=0):
     """The usual form of such a message, raised unless the condition holds. With `most`, found is
-    any value, and only then written out: that many characters of it."""
+    any value, written out where the message is needed, and cut to that many characters."""
     if not holds:
         found = f"{found!r:.{most}}" if most else found
         raise BadInput(f"{where}: expected {expected}, found {found}")
@@ -170,6 +171,41 @@ def read_json(path):
         raise BadInput(f"{path}: expected JSON, found something else ({error})") from None
 
 
+@contextmanager
+def written(path):
+    """A file to write text to. It is written beside, then renamed: a reader sees the old file or
+    the new one, never half of one; and where writing fails, nothing is left beside it."""
+    beside = Path(f"{path}.part")
+    try:
+        file = open(beside, "w", encoding="utf-8", errors="replace", newline="\n")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        with file:
+            yield file
+    except BaseException:
+        beside.unlink()
+        raise
+    beside.replace(path)
+
+
+def write_json(path, value):
+    with written(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def git_hash() -> str:
+    """Of this code, as far as anybody knows."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return "no git here"
+    return run.stdout.strip() or "no git here"
+
+
 # ------------------------------------------------------------------------------------------------
 # Worker processes: none outlives its job, whoever kills what.
 
@@ -234,9 +270,10 @@ def which_shard(asked) -> tuple[int, int]:
     ranks = [os.environ.get(name, number) for name, number in (("RANK", "0"), ("WORLD_SIZE", "1"))]
     if asked is None and all(map(str.isdecimal, ranks)):
         asked = f"{int(ranks[0]) + 1}/{ranks[1]}"
-    match = re.fullmatch(r"(\d+)/(\d+)", asked or "/".join(ranks))
+    given = asked or "/".join(ranks)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", given)
     fine = match and 1 <= int(match[1]) <= int(match[2])
-    expect(fine, "--shard (or RANK/WORLD_SIZE)", "i/n with i in 1..n", repr(match and match[0]))
+    expect(fine, "--shard (or RANK/WORLD_SIZE)", "i/n with i in 1..n", given, 80)
     return int(match[1]) - 1, int(match[2])
 
 
@@ -433,6 +470,9 @@ def promised_bytes(file) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------
 # Resampling: a windowed sinc, evaluated only where an output sample falls.
 #
+# Samples can hold frequencies up to half their rate, the Nyquist frequency. Before going down to 16
+# kHz, what lies above 8 kHz has to go, or it would come back as false lower tones.
+#
 # Output sample o lies at input time o * down / up. Its value is the sum over input samples s of
 # x[s] * h(o * down / up - s), with h a low-pass in the middle of 0.9 .. 1.0 of the smaller Nyquist
 # frequency, under a Kaiser window. The fractional part of that time repeats every `up` outputs, so
@@ -453,7 +493,7 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     steps = -(-len(wave) // down)
     half = filter_half_width(up, down)
     padded = F.pad(torch.from_numpy(wave), (half, steps * down - len(wave) + down + half))
-    out = torch.empty(steps, up)
+    out = torch.empty(steps, up)  # a row for each `down` samples of input, a column for each phase
     for phase in range(0, up, PHASES):
         taps, first = phase_filters(up, down, phase)  # (P, 1, width), where the span begins
         y = F.conv1d(padded[None, None, first + half :], taps, stride=down)  # (1, P, >= steps)
@@ -482,6 +522,7 @@ def phase_filters(up: int, down: int, phase: int) -> tuple[torch.Tensor, int]:
     first = phase * down // up - half + 1
     samples = torch.arange(first, last * down // up + half + 1, dtype=torch.float64)
     time = torch.arange(phase, last + 1, dtype=torch.float64)[:, None] * down / up - samples
+    # (P, width): how far each sample lies from each phase's output
     cutoff = min(1.0, up / down) * (1 + PASS_EDGE) / 2  # in units of the input's Nyquist frequency
     beta = 0.1102 * (ATTENUATION - 8.7)
     window = torch.i0(beta * (1 - (time / half) ** 2).clamp(min=0).sqrt())
@@ -491,17 +532,22 @@ def phase_filters(up: int, down: int, phase: int) -> tuple[torch.Tensor, int]:
 
 # ------------------------------------------------------------------------------------------------
 # From samples to slots. One 30 s window is 480000 samples, 3000 frames, 1500 positions, 750 slots.
+#
+# A frame tells how strong each of 201 frequencies is in the 25 ms around its centre: a Fourier
+# transform. Triangles, narrow for low tones and wide for high ones as in the ear, sum them up to
+# 128 mel bins. Of each the logarithm is taken, for what is heard are ratios, and what lies more
+# than 80 dB under the loudest is raised to there; (x + 4) / 4 brings it all near -1 .. 1.
 
 HOP = 160  # samples from frame to frame: 10 ms
 FFT = 400  # samples that one frame looks at: 25 ms
 WINDOW = 30 * RATE
 MELS = 128
 MAX_FRAMES = WINDOW // HOP  # 3000
-CONTEXT = 2  # frames after the last valid one that still hold its tail
+CONTEXT = 2  # frames behind the last valid one whose 25 ms still reach back into the clip
 
 
 def n_frames(samples: int) -> int:
-    """Valid frames: those that begin before the clip ends."""
+    """Valid frames: those whose centre, sample 160 t, lies inside the clip."""
     return -(-samples // HOP)
 
 
@@ -515,13 +561,13 @@ def n_positions(samples: int) -> int:
     return (n_frames(samples) + 1) // 2
 
 
-def split_windows(wave: np.ndarray, max_seconds: float = 600, name="clip") -> list[np.ndarray]:
+def split_windows(wave: np.ndarray, max_seconds: float = 600) -> list[np.ndarray]:
     """A clip as windows of at most 30 s; each is heard alone. What passes the base's limit (AF3:
     10 minutes, Qwen2-Audio: 30 seconds) is cut with a warning. A last window too short to make a
     slot (up to 320 samples) is left out: it would cost an encoder pass and say nothing."""
     limit = int(max_seconds * RATE)
     if len(wave) > limit:
-        warn(f"{name}: {len(wave) / RATE:.1f} s; this model hears the first {max_seconds:g} s")
+        warn(f"clip: {len(wave) / RATE:.1f} s; this model hears the first {max_seconds:g} s")
         wave = wave[:limit]
     windows = [wave[i : i + WINDOW] for i in range(0, max(len(wave), 1), WINDOW)]
     if len(windows) > 1 and n_positions(len(windows[-1])) < 2:
@@ -536,7 +582,8 @@ def n_slots(samples: int, max_seconds: float = 600) -> int:
 
 
 def log_mel(wave) -> torch.Tensor:
-    """Whisper's log-mel of one window, without its padding: (n,) -> (128, min(L + 2, 3000)).
+    """Whisper's log-mel of one window, without its padding: (n,) -> (128, min(L + 2, 3000)), where
+    L is n_frames(n).
 
     Whisper pads every clip with silence to 30 s and transforms all of it. Frames beyond L + 2 then
     hold nothing but that silence, and the encoder masks what lies beyond L; so only L + 2 frames
@@ -554,9 +601,9 @@ def log_mels(waves) -> list[torch.Tensor]:
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
     mel = (power @ mel_filters()).clamp_(min=1e-10).log10_()  # (F, M)
     loudest = [part.max() for part in mel.amax(1).split(counts)]  # each window's own
-    floor = torch.stack(loudest).repeat_interleave(torch.tensor(counts))[:, None] - 8.0  # 80 dB
+    floor = torch.stack(loudest).repeat_interleave(torch.tensor(counts))[:, None] - 8.0  # (F, 1)
     mel = torch.maximum(mel, floor).add_(4.0).div_(4.0)
-    return [part.T for part in mel.split(counts)]
+    return [part.T for part in mel.split(counts)]  # (M, f) each
 
 
 def samples_seen(wave) -> torch.Tensor:  # (n,) -> (160 (F - 1) + 400,)
@@ -568,7 +615,7 @@ def samples_seen(wave) -> torch.Tensor:  # (n,) -> (160 (F - 1) + 400,)
     frames = frames_seen(len(wave))
     half = FFT // 2
     row = torch.zeros((frames - 1) * HOP + FFT)
-    row[half : half + len(wave)] = wave[: len(row) - half]  # all of it, but for a full window
+    row[half : half + len(wave)] = wave
     row[:half] = row[half + 1 : FFT + 1].flip(0)
     if frames == MAX_FRAMES:
         end = half + WINDOW
@@ -897,12 +944,14 @@ def more_added_tokens(dir) -> dict:
 
 
 def default_system(dir):
-    """The system message that the base's chat template puts where a conversation has none."""
+    """The system message that the base's chat template puts where a conversation has none. Without
+    a template it is Qwen's own."""
     template = ""
     if (dir / "chat_template.jinja").exists():
         template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
-    elif (dir / "tokenizer_config.json").exists():
-        template = read_json(dir / "tokenizer_config.json").get("chat_template") or ""
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not template and (dir / name).exists():
+            template = read_json(dir / name).get("chat_template") or ""
     if not isinstance(template, str):  # several, by name
         template = {t["name"]: t["template"] for t in template}["default"]
     if not template:
@@ -925,7 +974,7 @@ def bpe_ranks(name, vocab, merges) -> dict[bytes, int]:
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         fine = isinstance(pair, list) and len(pair) == 2
-        expect(fine, f"{name}: merges", "pairs of tokens", f"{merge!r:.60}")
+        expect(fine, f"{name}: merges", "pairs of tokens", merge, 60)
         id = vocab.get(pair[0] + pair[1], -1)
         if id <= last:
             raise BadInput(f"{name}: merges: expected ids to rise, found {id} after {last}")
@@ -933,6 +982,14 @@ def bpe_ranks(name, vocab, merges) -> dict[bytes, int]:
     if made != len(ranks):
         raise BadInput(f"{name}: vocab: {len(ranks)} tokens, but bytes and merges make {made}")
     return ranks
+
+
+# Words for training only: QWEN_PATTERN in the letters of Python's own `re`, which has no \p{L}.
+# The two differ on rare signs; a merge learned there is merely never used.
+TRAINING_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_bpe(texts, size: int, special: list[str], dir):
@@ -983,18 +1040,10 @@ def train_bpe(texts, size: int, special: list[str], dir):
     write_tokenizer(dir, vocab, merges, special)
 
 
-# Words for training only: QWEN_PATTERN in the letters of Python's own `re`, which has no \p{L}.
-# The two differ on rare signs; a merge learned there is merely never used.
-TRAINING_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
 def join_pair(word: list[str], pair) -> list[str]:
     out = []
     for piece in word:
-        if out and (out[-1], piece) == pair and out[-1] is not None:
+        if out and (out[-1], piece) == pair:
             out[-1:] = [pair[0] + pair[1], None]  # None: this piece was joined, start anew
         else:
             out.append(piece)
@@ -1033,41 +1082,6 @@ def write_tokenizer(dir, vocab, merges, special):
     write_json(dir / "tokenizer.json", document)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_json(dir / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", **names})
-
-
-@contextmanager
-def written(path):
-    """A file to write text to. It is written beside, then renamed: a reader sees the old file or
-    the new one, never half of one; and where writing fails, nothing is left beside it."""
-    beside = Path(f"{path}.part")
-    try:
-        file = open(beside, "w", encoding="utf-8", errors="replace", newline="\n")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with file:
-            yield file
-    except BaseException:
-        beside.unlink()
-        raise
-    beside.replace(path)
-
-
-def write_json(path, value):
-    with written(path) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def git_hash() -> str:
-    """Of this code, as far as anybody knows."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return "no git here"
-    return run.stdout.strip() or "no git here"
 
 
 def clips_that_fit(context: int, text: int, slots: int) -> int:
@@ -1131,8 +1145,8 @@ def shape_name(shape) -> str:
 
 
 def check_fields(row: dict, always: dict, known: dict):
-    """Unless a row holds every field of `always` and what it holds of both has its shape. Fields
-    that no table names are nobody's business here."""
+    """A row has to hold every field of `always`, and what it holds of both tables in its shape.
+    Fields that no table names are nobody's business here."""
     for field, shape in {**always, **known}.items():
         if (field in row or field in always) and not fits(row.get(field), shape):
             found = f"{row[field]!r:.80}" if field in row else "none"
@@ -1159,12 +1173,13 @@ def load_clip(clip, root=".") -> np.ndarray:
         waves = [load_clip(c, root) for c in clip["join"]]
         return np.concatenate([part for wave in waves for part in (gap, wave)][1:])
     fine = isinstance(clip, dict) and isinstance(clip.get("path"), str)
-    expect(fine, "clip", "a path or {path, start, end}", f"{clip!r:.80}")
+    expect(fine, "clip", "a path or {path, start, end}", clip, 80)
     return load_audio(Path(root) / clip["path"], clip.get("start", 0), clip.get("end"))
 
 
 def clip_samples(clip, root=".") -> int:
-    """How many samples load_clip gives, from the files' headers alone."""
+    """How many samples load_clip gives, from the files' headers alone; of an mp3, which may give up
+    to 2 % less, how many its header promises."""
     if isinstance(clip, np.ndarray):
         return len(clip)
     if isinstance(clip, dict) and "join" in clip:
@@ -1181,7 +1196,7 @@ def clip_samples(clip, root=".") -> int:
 
 def view_concat(example: dict) -> dict:
     """All clips as one, two seconds of silence between: how models that hear one clip are asked."""
-    return unmarked(example, [join_clips(example["clips"])])
+    return unmarked(example, [join_clips(example["clips"])] if example["clips"] else [])
 
 
 def view_two_slot(example: dict) -> dict:
@@ -1208,7 +1223,8 @@ def view_as_text(example: dict) -> dict:
     evidence, count = example.get("meta", {}).get("evidence"), len(example["clips"])
     shape = [{"clip": int, "says": str}]
     where = f"{example.get('id', 'row')}: meta.evidence"
-    expect(evidence and fits(evidence, shape), where, shape_name(shape), evidence)
+    fine = evidence and fits(evidence, shape) or not count
+    expect(fine, where, shape_name(shape), evidence, 80)
 
     def say(marker):
         said = [known["says"] for known in evidence if known["clip"] == int(marker[1])]
@@ -1270,7 +1286,7 @@ def view_permute(example: dict, order: list[int], literal: bool = False) -> dict
     whole = whole and sorted(order) == list(range(1, len(example["clips"]) + 1))
     expect(whole, "permute", f"an order of {len(example['clips'])} clips", order)
     moved = {**example, "clips": [example["clips"][i - 1] for i in order]}
-    if literal:
+    if literal or not order:  # nothing to follow
         return moved
     new = {old: j for j, old in enumerate(order, 1)}
     kind, answers = example.get("gold", {}).get("type"), ("answer", "choices")
@@ -1397,11 +1413,12 @@ def remap_indices(text: str, new: dict, bare: bool = True) -> str:
     such too, and a text that is nothing but numbers ("2", "3, 1, 2") is a list of them."""
 
     def digits(piece):
-        return re.sub(r"\d+", lambda m: str(new.get(int(m.group()), m.group())), piece)
+        return re.sub(r"\d+", lambda m: str(new.get(int(m.group()[:15]), m.group())), piece)
 
     def ordinal(word):
         old = ORDINALS.index(word.lower()) + 1
-        moved = ORDINALS[new.get(old, old) - 1]
+        place = new.get(old, old)
+        moved = ORDINALS[place - 1] if place <= len(ORDINALS) else f"{place}th"
         return moved.upper() if word.isupper() else moved.title() if word.istitle() else moved
 
     def replace(match):
@@ -1813,7 +1830,7 @@ def said(answer: str) -> str:
     lead = re.match(
         r"(?i)[^:\"\u201c]{0,60}\b(?:says?|said|transcript\w*|speech|words)[^:]{0,20}:", answer
     )
-    quoted = re.findall(r"[\"\u201c]([^\"\u201d]+)[\"\u201d]", answer)
+    quoted = re.findall(r"[\"\u201c]([^\"\u201c\u201d]+)[\"\u201d]", answer)
     return quoted[0] if len(quoted) == 1 else answer[lead.end() :] if lead else answer
 
 
@@ -2005,7 +2022,8 @@ def disk_table(columns: str):
 
 
 def is_flat(value, levels=50) -> bool:
-    """Whether whoever walks through it can come back from its depths."""
+    """Whether lists and objects lie at most `levels` deep in each other: code that calls itself for
+    each level comes back from there."""
     inner = value.values() if isinstance(value, dict) else value
     inner = (part for part in inner if isinstance(part, (dict, list)))
     return levels > 0 and all(is_flat(part, levels - 1) for part in inner)
@@ -2016,7 +2034,7 @@ def checked(path, refuse, check):
     for number, row in read_values(path, refuse):
         where = f"{path}: row {number}"
         try:
-            expect(isinstance(row, dict), "row", "an object", f"{row!r:.80}")
+            expect(isinstance(row, dict), "row", "an object", row, 80)
             expect(is_flat(row), "row", "at most 50 levels of lists and objects", "more")
             where += f" ({row['id']})" if isinstance(row.get("id"), str) else ""
             row = check(row, f"{Path(path).stem}-{number}")
@@ -2078,18 +2096,18 @@ def read_array(path, file):
         try:
             value, end = decode(text)
             rest = text[end:].lstrip()
-            whole = rest[:1] in (",", "]") and rest
+            whole = rest[:1] in (",", "]")
         except (ValueError, RecursionError):
             whole = False
         if not whole:
             more = file.read(max(BLOCK, len(text))) if len(text) < LONGEST else ""
-            expect(more, f"{path}: row {number}", "an element of a JSON array", f"{text!r:.60}")
+            expect(more, f"{path}: row {number}", "an element of a JSON array", text, 60)
             text = (text + more).lstrip()
             continue
         yield number, value
         number, text = number + 1, rest.removeprefix(",").lstrip()
     rest = text[1:] + file.read(BLOCK)
-    expect(not rest.strip(), path, "the end behind its JSON array", f"{rest!r:.60}")
+    expect(not rest.strip(), path, "the end behind its JSON array", rest, 60)
 
 
 def as_corpus(row: dict, root) -> dict:
@@ -2112,11 +2130,12 @@ def as_example(row: dict, name: str, root) -> dict:
     foreign = "conversations" in row or ("messages" in row and "clips" not in row)
     row = from_foreign(row, name) if foreign else row
     expect(isinstance(row.get("clips"), list), "clips", "a list", repr(row.get("clips", "none")))
-    check_fields(row, ROW if foreign or "messages" in row else {**ROW, **ASKED}, ROW_KNOWN)
+    always = ROW if foreign or "messages" in row else {**ROW, **ASKED}
+    check_fields(row, always, ROW_KNOWN if foreign else {**ASKED, **ROW_KNOWN})
     for i, clip in enumerate(row["clips"]):
         check_clip(clip, f"clips[{i}]", root)
     turns = row.get("messages", [])
-    expect(isinstance(turns, list), "messages", "a list of turns", f"{turns!r:.80}")
+    expect(isinstance(turns, list), "messages", "a list of turns", turns, 80)
     check_prompt(conversation(row), [], "native")
     place_clips(conversation(row), len(row["clips"]))
     check_fields({f"meta.{k}": v for k, v in row["meta"].items()}, {}, {"meta.verdict": str})
@@ -2139,7 +2158,7 @@ def check_clip(clip, field, root):
     fine = isinstance(part, dict) and part.keys() <= {"path", "start", "end"}
     fine = fine and fits(part, dict.fromkeys(part, float) | {"path": str})
     fine = fine and 0 <= part.get("start", 0) < part.get("end", math.inf)
-    expect(fine, field, "a path or {path, start, end}", f"{clip!r:.80}")
+    expect(fine, field, "a path or {path, start, end}", clip, 80)
     there = root is None or os.path.isfile(os.path.join(root, part["path"]))
     expect(there, field, "a file", f"none at {part['path']}")
 
@@ -2170,9 +2189,9 @@ def check_gold(gold: dict, clips: int):
         texts = [" ".join(terms(choice)) for choice in gold.get("choices", [])]
         fine = value in gold.get("choices", []) and 1 < len(texts) == len(set(texts) - {""})
         wanted = f"one of different choices, {gold.get('choices', 'none')!r:.80}"
-    expect(fine, "gold.value", wanted, f"{value!r:.80}")
+    expect(fine, "gold.value", wanted, value, 80)
     ordered = kind != "span" or 0 <= value["on"] < value["off"]
-    expect(ordered, "gold.value", "0 <= on < off", f"{value!r:.80}")
+    expect(ordered, "gold.value", "0 <= on < off", value, 80)
 
 
 def from_foreign(row: dict, name: str) -> dict:
@@ -2181,12 +2200,12 @@ def from_foreign(row: dict, name: str) -> dict:
     turns = row.get("conversations", row.get("messages"))
     clips = row.get("sound", row.get("audios")) or []
     fine = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    expect(fine, "conversations or messages", "a list of turns", f"{turns!r:.80}")
+    expect(fine, "conversations or messages", "a list of turns", turns, 80)
     count, messages = itertools.count(1), []
     for turn in turns:
         role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         fine = isinstance(text, str) and isinstance(role, str) and role in SPEAKERS
-        expect(fine, "turn", f"one of {', '.join(SPEAKERS)}, and a text", f"{turn!r:.80}")
+        expect(fine, "turn", f"one of {', '.join(SPEAKERS)}, and a text", turn, 80)
         if SPEAKERS[role] == "user":
             text = re.sub(r"<(?:sound|audio)>", lambda _: f"<sound-{next(count)}>", text)
         messages.append({"role": SPEAKERS[role], "content": text})
@@ -2379,18 +2398,19 @@ def download(url, path, size=None, digest=None, token=None, show=None):
     if path.exists() and digest and not file_fault(path, size, digest):
         return  # whoever was to use it was interrupted
     for _ in range(2):  # anew, once, if what was held or came turns out to be wrong
-        part.touch()
-        try:
-            fault = file_fault(part, fill_part(part, url, size, token, show), digest)
-        except Refused as refused:
-            if refused.status != 416:
-                raise
-            whole = digest and not file_fault(part, size, digest)  # killed before it was renamed
-            fault = None if whole else refused
-        if not fault:
-            part.replace(path)
-            return
-        part.unlink()
+        with open(part, "ab") as mine:
+            hold(mine, part)  # two at once would mix what they append
+            try:
+                fault = file_fault(part, fill_part(part, url, size, token, show), digest)
+            except Refused as refused:
+                if refused.status != 416:
+                    raise
+                whole = digest and not file_fault(part, size, digest)  # killed before the renaming
+                fault = None if whole else refused
+            if not fault:
+                part.replace(path)
+                return
+            part.unlink()
     raise BadInput(f"{masked(url)}: wrong twice: {fault}")
 
 
@@ -2427,7 +2447,7 @@ def whole_size(where, response, held, size) -> int | None:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span)
         expect(found and int(found[1]) == held, where, f"bytes from {held} on", span)
         said = found[2]
-    whole = int(said) if re.fullmatch("[0-9]+", said) else size
+    whole = int(said) if re.fullmatch("[0-9]{1,18}", said) else size
     expect(size in (None, whole), where, f"{size} bytes", whole)
     return whole
 
@@ -2458,7 +2478,7 @@ def size_at(url) -> int | None:
         if refused.status not in (400, 403, 405, 501):
             raise
         return None
-    return int(said) or None if re.fullmatch("[0-9]+", said) else None
+    return int(said) or None if re.fullmatch("[0-9]{1,18}", said) else None
 
 
 def size_of(path) -> int:
@@ -2718,7 +2738,7 @@ def shard_files(dir: Path) -> dict[Path, list[str] | None]:
     document = read_json(index)
     names = document.get("weight_map") if isinstance(document, dict) else None
     fine = isinstance(names, dict) and names
-    expect(fine, f"{index}: weight_map", "names of files", f"{names!r:.60}")
+    expect(fine, f"{index}: weight_map", "names of files", names, 60)
     for key, name in names.items():
         inside = stays_inside(name) and "/" not in name
         expect(inside, f"{index}: {key}", "a file in this folder", name)
@@ -2915,12 +2935,18 @@ def stem(name: str) -> str:
 def index_audio(root):
     """find(name, ...) -> the first of them that is an audio file under `root`, or None; or every
     file of that name. A name may come with its folder ("test/syn_1"), and with or without an
-    extension, in whatever case. The table knows nothing outside of the root, so no name out of a
-    csv can lead there."""
+    extension, in whatever case. The table knows what is under the root, or linked from there by
+    who owns it: no name out of a csv leads anywhere else."""
     table = disk_table("name text, path text, primary key (name, path)")
     add = "insert or ignore into it values (?, ?)"
     seek = "select path from it where name = ? order by path limit ?"
-    for folder, _, files in os.walk(root, followlinks=True):
+    walked = set()  # a link to a folder further up would be walked for ever
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in walked:
+            folders.clear()
+            continue
+        walked.add(real)
         for file in files:
             path = os.path.join(folder, file)
             if AUDIO.search(file) and not re.search("[\ud800-\udfff]", path):  # no Unicode
@@ -2972,7 +2998,7 @@ def read_table(path, columns, header=True, tab=False, quotes=True):
     """Rows of a csv or tsv file as {column: text}, with the `part` of the file. With a header,
     `columns` are those it has to have; without one (then lines with # are comments) they are all,
     in order. A short row is filled with "": whoever needs the rest finds it missing."""
-    lines = (line for line in read_lines(path) if header or line[0] != "#")
+    lines = (line for line in read_lines(path) if header or not line.startswith("#"))
     style = {"delimiter": "\t" if tab else ",", "skipinitialspace": not tab}
     rows = csv.reader(lines, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, **style)
     found, line = columns.split(), 0
@@ -3075,8 +3101,8 @@ def clotho(root, find):
             id = f"{part}/{stem(row['file_name'])}"
             about = {"captions": [row.get(f"caption_{i}", "") for i in range(1, 6)]}
             about["labels"] = row.get("keywords", "").split(";")
-            if audio := row.get("license"):
-                about["licence"] = f"{audio}; captions: Tampere University, non-commercial"
+            if sound := row.get("license"):
+                about["licence"] = f"{sound}; captions: Tampere University, non-commercial"
             yield clip_row(id, find(id, f"clotho_audio_{id}"), part, **about)
 
 
@@ -3098,7 +3124,7 @@ def transcripts(file):
 
 def librispeech(root, find):
     for file in sorted(root.glob("**/[!.]*-*.trans.txt")):
-        part, speaker, chapter = file.parts[-4:-1]
+        part, speaker, chapter = ("", "", *file.parts)[-4:-1]
         for id, text in transcripts(file):
             about = {"speaker": speaker, "transcript": text}
             if (index := id.rpartition("-")[2]).isdecimal():
@@ -3129,7 +3155,7 @@ def dipco(root, find):
         part, session = file.parent.name, file.stem
         said = read_json(file)
         whole = isinstance(said, list) and all(isinstance(turn, dict) for turn in said)
-        expect(whole, file, "a list of utterances", f"{said!r:.60}")
+        expect(whole, file, "a list of utterances", said, 60)
         timed = [(clock(t.get("start_time")), clock(t.get("end_time")), t) for t in said]
         for i, (start, end, turn) in enumerate(sorted(timed, key=lambda t: t[:2]), 1):
             speaker = str(turn.get("speaker_id", ""))
@@ -3180,7 +3206,8 @@ def qualispeech(root, find):
     columns = "id natural_language_description"
     for row in read_tables(root, ["train.csv", "val.csv", "test.csv"], columns):
         id, part, text = (row.pop(name) for name in ("id", "part", columns.split()[1]))
-        quality = {name: int(said) if said.isdecimal() else said for name, said in row.items()}
+        quality = {name: int(said) if re.fullmatch(r"\d{1,15}", said) else said
+                   for name, said in row.items()}  # fmt: skip
         path = find(f"{part}/{id}", id)
         yield clip_row(stem(id), path, part, captions=[text], quality=known(quality))
 
@@ -3414,7 +3441,6 @@ def fetch(name, root, parts):
     wanted = [file for file in corpus.files if not parts or file.startswith(tuple(parts))]
     expect(wanted, f"{name}: --download", f"parts of {', '.join(corpus.files)}", parts)
     wanted = [file for file in wanted if not (root / f"{file}.unpacked").exists()]
-    root.mkdir(parents=True, exist_ok=True)
     fetch_files(name, root, wanted)
     for path in (root / file for file in wanted):
         if path.suffix == ".7z":
@@ -3479,7 +3505,7 @@ def members(archive, folder=None):
             yield path, size
             if folder:
                 extract(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         hint = "delete it, and --download brings it again"
         raise BadInput(f"{archive}: {name}: cannot be unpacked ({error}); {hint}") from None
     except (OSError, ValueError, RuntimeError) as error:  # the last: a password is wanted
@@ -3607,19 +3633,22 @@ def corpus_row(row, name, base) -> dict:
 def write_corpus(args):
     """Read a corpus, write corpus.jsonl and say what came of it."""
     root, out = Path(args.root), Path(args.out)
-    if args.download is not None:
-        fetch(args.name, root, args.download)
+    if args.download is not None and not root.exists():
+        root.mkdir(parents=True)
     expect(args.workers > 0, "--workers", "at least one", args.workers)
     expect(root.is_dir(), f"--root {root}", "a folder", "a file" if root.exists() else "none")
     expect(out.parent.is_dir(), f"--out {out}", "a file in a folder that is there", "no folder")
     expect(not out.is_dir(), f"--out {out}", "a file", "a folder")
     apart = not args.skipped or os.path.realpath(args.skipped) != os.path.realpath(out)
     expect(apart, f"--skipped {args.skipped}", "another file than --out", "the same")
+    if args.download is not None:
+        fetch(args.name, root, args.download)
     corpus, real = CORPORA[args.name], Path(os.path.realpath(root))
     seen = disk_table("id text primary key, split text, hash text")
     skipped, clips, seconds = Counter(), Counter(), 0.0
     show = progress(args.name, unit="rows", scale=1)
-    with written(args.skipped) if args.skipped else nullcontext() as log, written(out) as file:
+    log = open(args.skipped, "w", encoding="utf-8", errors="replace") if args.skipped else None
+    with log or nullcontext(), written(out) as file:  # the log is kept where nothing else comes
         rows = vetted(corpus.read(real, index_audio(real)), seen)
         for row in measured(rows, args.hash, args.workers):
             show(1)
@@ -3709,8 +3738,8 @@ VISIBLE = 1.5  # of log_mel's units: what is 60 dB under the loudest is blank
 def picture(wave, width: int, height=16) -> list[str]:
     """The log-mel in shades, a line of text for eight mel bins, low tones at the bottom."""
     windows = split_windows(wave, max_seconds=len(wave))  # all of it, however long
-    mel = torch.cat([log_mel(w)[:, : n_frames(len(w))] for w in windows], dim=1)
-    cells = F.adaptive_max_pool2d(mel[None], (height, width))[0].flip(0)
+    mel = torch.cat([log_mel(w)[:, : n_frames(len(w))] for w in windows], dim=1)  # (M, F of all)
+    cells = F.adaptive_max_pool2d(mel[None], (height, width))[0].flip(0)  # (height, width)
     floor = max(float(cells.max()) - VISIBLE, -1.4)  # -1.5 is digital silence
     shades = ((cells - floor) / VISIBLE).clamp(0, 1) * (len(SHADES) - 1)
     return ["".join(SHADES[round(shade)] for shade in line) for line in shades.tolist()]
@@ -3722,10 +3751,10 @@ def show_clip(args):
     with open_audio(args.file) as (name, file):
         length = file.frames / file.samplerate
         kind = f"{file.format} {file.subtype}, {file.samplerate} Hz, {file.channels} channel(s)"
-        _, peak, power = sound_of(name, file)
+        _, peak, rms = sound_of(name, file)
     level = "silent"
     if peak:
-        level = f"peak {20 * math.log10(peak):.1f} dBFS, RMS {20 * math.log10(power):.1f} dBFS"
+        level = f"peak {20 * math.log10(peak):.1f} dBFS, RMS {20 * math.log10(rms):.1f} dBFS"
     print(clean(f"{args.file}: {length:.3f} s, {kind}, {level}"))
     width = max(20, shutil.get_terminal_size().columns)
     print("\n".join(picture(load_audio(args.file), width)))
@@ -3738,7 +3767,7 @@ def print_rows(file, corpus):
     """Every row of the corpus that is about this file; a long recording has many."""
     base, wanted, found = Path(corpus).parent, os.path.realpath(file), 0
     for number, row in read_values(corpus, stop):
-        expect(isinstance(row, dict), f"{corpus}: row {number}", "an object", f"{row!r:.80}")
+        expect(isinstance(row, dict), f"{corpus}: row {number}", "an object", row, 80)
         if os.path.realpath(base / str(row.get("path"))) == wanted:
             found += 1
             for name, value in row.items():

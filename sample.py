@@ -11,8 +11,8 @@
 Clips are files, folders, globs, or - for standard input; the text may say where one belongs with
 <sound-1>, <sound-2>, ...; without that they come first, in order. Without --ask, on a terminal, the
 first answer is followed by a chat: /clip PATH adds a clip, every turn sees all earlier ones. The
-answer goes to stdout, everything else to stderr. Exit codes: 0, 2 for a mistake (one line says
-which), 130 after Ctrl-C.
+answer, and the bars of --why, go to stdout, notes and mistakes to stderr. Exit codes: 0, 2 for a
+mistake (one line says which), 130 after Ctrl-C, 141 when the reader of stdout has left.
 """
 
 import argparse
@@ -138,16 +138,10 @@ class Answer:
 
     def make(self, ids, clips, args, cache=None) -> "Answer":
         self.asked = ids, clips
-        how = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
         self.net.generate(
-            ids,
-            clips,
-            args.max_new_tokens,
-            on_token=self.take,
-            stop=self.net.ends,
-            cache=cache,
-            **how,
-        )
+            ids, clips, args.max_new_tokens, args.temperature, self.take,
+            top_p=args.top_p, seed=args.seed, stop=self.net.ends, cache=cache,
+        )  # fmt: skip
         self.take(None)
         if self.show:
             print(flush=True)
@@ -168,7 +162,7 @@ def ask(net, question, waves, args, order=None, show=False) -> Answer:
 
 
 def clip_orders(n: int, k: int, seed: int) -> list[list[int]]:
-    """k different orders of n clips, the given one first."""
+    """k different orders of n clips, the given one first; all, where there are fewer."""
     given = list(range(1, n + 1))
     if k >= math.factorial(n):
         return [list(order) for order in itertools.permutations(given)]
@@ -184,11 +178,12 @@ def vote(net, question, waves, args) -> tuple[Answer, list[dict]]:
     """Ask under several orders of the clips, name the clips in each answer as they were given, and
     take the answer that most orders agree on, word by word; on a tie, the one that came first. So
     it is for questions with short answers: two free sentences hardly ever agree."""
+    bare = not re.search(r"(?i)\bhow (many|often|long|much)\b", question)  # else "2" is no clip
     votes, answers = [], []
     for order in clip_orders(len(waves), args.vote, args.seed):
         answers.append(ask(net, question, waves, args, order))
         given = dict(enumerate(order, 1))  # place in this order -> the clip's own index
-        text = remap_indices(answers[-1].text.strip(), given)
+        text = remap_indices(answers[-1].text.strip(), given, bare)
         votes.append({"order": order, "answer": text})
         note(f"order {' '.join(map(str, order))}: {text}")
     plain = [" ".join(re.findall(r"\w+", v["answer"].casefold())) for v in votes]
@@ -246,7 +241,7 @@ class Chat:
 
     def run(self, line: str):
         """From a first question until the end of input. A mistake in one line leaves the
-        conversation as it was; clips that could not be read with their question are dropped."""
+        conversation as it was; clips that were added for a question that failed go with it."""
         note("/clip PATH adds a clip, /quit or Ctrl-D ends")
         while line != "/quit":
             try:
@@ -258,7 +253,8 @@ class Chat:
                     self.say(line)
             except BadInput as mistake:
                 fail(mistake)
-                if not line.startswith("/") and self.shown:
+                if not line.startswith("/") and 0 < self.shown < len(self.waves):
+                    note(f"clips from {self.shown + 1} on are dropped; /clip adds them again")
                     del self.waves[self.shown :]
             except KeyboardInterrupt:
                 note("stopped")
@@ -355,8 +351,9 @@ def show_why(net, clips, paths):
 # Serving: OpenAI's chat completions, one answer at a time. A thread for each connection reads the
 # request, decodes its clips and lays out its prompt; the main thread generates; the text goes back
 # through a queue of the request's own. So whoever is slow to send or to read holds up nobody else.
-# What would cost memory or time is asked of a request before it is done for it: a place among those
-# that wait, then the lengths in its clips' headers, then the samples.
+# What would cost memory or time is asked of a request before it is done for it: the length of its
+# body, which is parsed while no other is; a place among those that wait; the lengths in its clips'
+# headers; then the samples.
 #
 # Any page in a browser on this machine can send requests here, and under a name of its own that it
 # makes point here it could read the replies. So Host must be the address that was called, and an
@@ -368,7 +365,8 @@ MOST = {
 }  # fmt: skip
 PATIENCE = {"request": 20, "queue": 60, "answer": 300, "write": 10}  # seconds
 PATHS = ("POST /v1/chat/completions", "GET /v1/models", "GET /health")
-MESSAGE, PEEK = ("role", "content", "name"), socket.MSG_PEEK  # a name changes nothing
+MESSAGE = ("role", "content", "name")  # of a message; a name changes nothing
+PEEK = socket.MSG_PEEK  # look, and leave it there
 SPOKEN_BY = {role: role for role in ROLES} | {"developer": "system"}  # as newer clients call it
 PART = "a text, or an input_audio with base64 data and a format"
 
@@ -383,7 +381,8 @@ def listed(value) -> list:
 
 FIELDS = {  # of a request: in words, and the test
     "model": ("a name", lambda v: isinstance(v, str)),
-    "messages": ("a list of some", lambda v: isinstance(v, list) and v),
+    "messages": (f"a list of 1 to {MOST['parts']}", lambda v: isinstance(v, list)
+                 and 0 < len(v) <= MOST["parts"]),
     "stream": ("true or false", lambda v: isinstance(v, bool)),
     "stream_options": ("include_usage, true or false", lambda v: isinstance(v, dict)
                        and all(k == "include_usage" and type(v[k]) is bool for k in v)),
@@ -415,6 +414,13 @@ class Refusal(BadInput):
         self.status = status
 
 
+def from_body(body: bytes):
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadInput("body: expected JSON, found something else") from None
+
+
 def check_request(request):
     expect(isinstance(request, dict), "body", "an object", request, 40)
     for name in ("model", "messages"):
@@ -438,7 +444,6 @@ def read_messages(given) -> tuple[list[dict], list]:
     is clip n, <sound-n> in the place of its part. Sounds that all come before their message's text
     get a line each, like those of --clips."""
     messages, sounds, count = [], [], 0
-    expect(len(given) <= MOST["parts"], "messages", f"up to {MOST['parts']}", len(given))
     for i, message in enumerate(given):
         where = f"messages[{i}]"
         role, parts = (message.get(k) if isinstance(message, dict) else 0 for k in MESSAGE[:2])
@@ -588,7 +593,9 @@ class Patient(io.RawIOBase):
 
     def readinto(self, room):
         try:
-            self.connection.settimeout(max(self.end - time.monotonic(), 1e-3))
+            if (left := self.end - time.monotonic()) <= 0:
+                raise TimeoutError
+            self.connection.settimeout(left)
             return self.connection.recv_into(room)
         except TimeoutError:
             raise Refusal(408, f"request: not here after {PATIENCE['request']} s") from None
@@ -671,12 +678,14 @@ class Client(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.route()
-        request = self.read_request()
-        check_request(request)
-        if request["model"] != self.server.name:
-            raise Refusal(404, f"model: expected {self.server.name}, found {request['model']:.80}")
-        reply = Reply(self.server.net, request, self.server.args)
-        self.server.enter(reply)
+        body, name = self.read_body(), self.server.name
+        with self.server.desk:  # as objects JSON can take 25 times its room: one body at a time
+            request = from_body(body)
+            check_request(request)
+            if request["model"] != name:
+                raise Refusal(404, f"model: expected {name}, found {request['model']:.80}")
+            reply = Reply(self.server.net, request, self.server.args)
+            self.server.enter(reply)
         try:
             reply.read()
             self.server.waiting.put(reply)
@@ -684,7 +693,7 @@ class Client(BaseHTTPRequestHandler):
         finally:
             self.server.leave(reply)
 
-    def read_request(self):
+    def read_body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,18}", length):
             raise Refusal(411, "Content-Length: expected the size of the body, found none")
@@ -694,10 +703,7 @@ class Client(BaseHTTPRequestHandler):
             raise Refusal(415, "Content-Type: expected application/json, found another")
         data = self.rfile.read(int(length))
         expect(len(data) == int(length), "body", f"{length} bytes", len(data))
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise BadInput("body: expected JSON, found something else") from None
+        return data
 
     def answer(self, reply, request):
         about = {"id": f"chatcmpl-{os.urandom(12).hex()}", "created": int(time.time()),
@@ -745,6 +751,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.name = Path(args.weights).resolve().name
         self.waiting = queue.SimpleQueue()  # those that can be answered
         self.places, self.door = set(), threading.Lock()  # of all that wait or are being read
+        self.desk = threading.Lock()  # where a body is parsed
 
     def enter(self, reply):
         with self.door:
@@ -881,8 +888,9 @@ def main():
     clips = [from_input(path) for path in paths]
     asked = {"question": question, "clips": clips}
     asked = view_concat(asked) if args.concat else asked
-    samples = [clip_samples(clip) for clip in asked["clips"]]  # no file, and no port to be had, are
-    server = Server(args) if args.serve else None  # told before minutes of loading
+    # No file, and no port to be had, are told before minutes of loading.
+    samples = [clip_samples(clip) for clip in asked["clips"]]
+    server = Server(args) if args.serve else None
     times, start = {}, time.perf_counter()
     net = load_net(args)
     times["load"] = time.perf_counter() - start

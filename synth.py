@@ -75,7 +75,7 @@ SLICES = {"train": (0.0, 0.6), "dev": (0.65, 0.78), "test": (0.82, 0.97)}
 
 
 class Miss(Exception):
-    """This attempt at an item came to nothing; another one may not."""
+    """This attempt at an item, a question on some clips, came to nothing; another one may not."""
 
 
 def need(holds):
@@ -1363,7 +1363,8 @@ def run_world(args):
 
 @lru_cache(maxsize=4096)
 def phrasings(form) -> dict:
-    """{split: its ways to say a form}: a fifth are the test's, a fifth dev's, and at least one."""
+    """{split: its ways to say a form}: a fifth are the test's, a fifth dev's, and at least one. Of
+    one or two, which are parts of a question, each split has all."""
     parts = [part.split("|") for part in re.split(r"[\[\]]", form)]
     whole = ["".join(chosen) for chosen in itertools.product(*parts)]
     whole.sort(key=lambda text: (zlib.crc32(text.encode()), text))
@@ -1623,6 +1624,7 @@ class Shelf:
         # what so few lie beyond
         self.extremes = defaultdict(lambda: ([], []))
         self.pitches = {}  # speaker -> f0
+        self.elsewhere = set()  # scripts that a language model has made up for other splits
         self.values = lru_cache(maxsize=4096)(self.list_values)
         self.row = lru_cache(maxsize=1 << 16)(self.read)
 
@@ -1875,7 +1877,7 @@ def odd_one(shelf, dice, n, fate) -> Draft:
 
 
 def alike(shelf, clips, kinds=1) -> list[str]:
-    """Categories with two values that so many clips share, and with so many that two do."""
+    """Categories of which two values have so many clips each, and so many values two each."""
     return [
         name for name in CATEGORIES
         if len(shelf.values("category", name, least=max(clips, 2))) > 1
@@ -2181,7 +2183,7 @@ def factual(shelf, dice, n, form, odd, answer) -> Draft:
 
 def same_words(shelf, dice, n, fate) -> Draft:
     """The same for corpora whose sentences come more than once, whatever they say. Who says
-    something else says some of the same words, if anybody does."""
+    something else says as many words."""
     verdict = chosen(YES_NO, fate[0])
     texts = shelf.values("text", least=n)
     text = dice.pick(texts)
@@ -2264,7 +2266,7 @@ def chronology(shelf, dice, n, fate) -> Draft:
     hears that one alone would know."""
     kind = "turn" if fate[1] < 0.3 else "order"
     least = n if n > 2 else 4
-    stories = shelf.stories(kind, least) or shelf.stories("order", least)
+    stories = next(filter(None, (shelf.stories(k, least) for k in (kind, "order", "turn"))), ())
     group = shelf.groups[chosen(stories, dice.rng.random())]
     group = group[1:-1] if n == 2 else group
     start = int(dice.rng.integers(max(1, len(group) - n)))
@@ -2557,8 +2559,19 @@ def level(wave) -> np.ndarray:
     return wave * np.float32(0.5 / max(np.abs(wave).max(), 1e-6))
 
 
+def had(get, *given):
+    """get(*given), or a Miss where this clip is not to be had, unless no other would be either."""
+    try:
+        return get(*given)
+    except BadInput as mistake:
+        if getattr(mistake, "status", None) in HOPELESS:
+            raise
+        warn(str(mistake))
+        raise Miss("clips: not to be had") from None
+
+
 def spoken(shelf, dice, text, speaker) -> dict:
-    wave, known = say(dice, shelf.engine, text, speaker, "neutral")
+    wave, known = had(say, dice, shelf.engine, text, speaker, "neutral")
     served = shelf.engine.kind == "server"
     voice = {"id": f"{speaker}:{text}", "corpus": f"voice-{shelf.engine.kind}",
              "licence": "as the speech server's voices" if served else "CC0-1.0"}  # fmt: skip
@@ -2566,7 +2579,7 @@ def spoken(shelf, dice, text, speaker) -> dict:
 
 
 def heard_in(shelf, row) -> np.ndarray:
-    wave = load_clip(clip_of(row), shelf.out)
+    wave = had(load_clip, clip_of(row), shelf.out)
     need(wave.any())  # silence has no level that it could be mixed at
     return wave
 
@@ -2580,10 +2593,10 @@ def unlike_sounds(shelf, dice, count, least=1) -> list[str]:
     return found
 
 
-def mixed(shelf, a, b, snr=0, **known) -> dict:
-    """Both at once from the start, the second `snr` dB softer."""
+def mixed(shelf, a, b, **known) -> dict:
+    """Both at once from the start, equally loud."""
     waves = [level(heard_in(shelf, row)) for row in (a, b)]
-    return made(mix(*waves, snr), [a, b], **known)
+    return made(mix(*waves, 0), [a, b], **known)
 
 
 # MALLM, speech: a sentence and another that an edit of a word or two makes of it.
@@ -2606,7 +2619,8 @@ def add_words(dice, text):
             if SORTS.get(word.removesuffix("s")) in ("animal", "object")
             and i and SORTS.get(spoken_now[i - 1]) != "colour"]  # fmt: skip
     if free and dice.rng.random() < 0.7:
-        colour, place = dice.pick(WORDS["colour"].split()), dice.pick(free)
+        colours = [colour for colour in WORDS["colour"].split() if colour not in spoken_now]
+        colour, place = dice.pick(colours), dice.pick(free)
         return " ".join([*spoken_now[:place], colour, *spoken_now[place:]]), colour
     later = dice.pick([word for word in LATER if word not in spoken_now])
     return f"{text} {later}", later
@@ -2721,7 +2735,8 @@ SCENES = [
          "looking, look, search", "they get a call", "they lost their luggage"),
         ("alarm|beep", "who left the pan there", "they are dealing with burning food",
          "burning, burn", "a machine has a fault", "they tidy up a kitchen"),
-        ("horn", "the light is green", "they are waiting behind a car", "driving, waiting",
+        ("(?<!french )horn", "the light is green", "they are waiting behind a car",
+         "driving, waiting",
          "they stand at a street", "they look at a lamp"),
         ("knock", "the pizza is here at last", "they are getting a delivery", "delivery, deliver",
          "somebody wants to come in", "they are eating out"),
@@ -2743,7 +2758,8 @@ SCENES = [
          "they are driving", "they begin a race"),
         ("saw", "this will keep us warm", "they are cutting firewood", "firewood, cutting",
          "they make furniture", "they buy clothes"),
-        ("water|stream", "fill the bottle again", "they are hiking along a stream", "hiking, hike",
+        ("stream|waterfall", "fill the bottle again", "they are hiking along a stream",
+         "hiking, hike",
          "they sit at a river", "they cook"),
         ("applause", "and the winner is my sister", "they are giving a prize", "prize",
          "a concert ends", "they play a game at home"),
@@ -2755,7 +2771,8 @@ SCENES = [
          "they are at a singing lesson"),
         ("whistle", "the ball was out", "they are playing a match", "match, playing",
          "somebody calls a dog", "they lost a toy"),
-        ("fire", "are the potatoes done", "they are cooking over a fire", "cooking, cook",
+        ("fire(?!work|cracker| alarm| engine)", "are the potatoes done",
+         "they are cooking over a fire", "cooking, cook",
          "a house burns", "they are in a kitchen"),
     )
 ]  # fmt: skip
@@ -3053,9 +3070,10 @@ def filled(form, about) -> str:
 # ------------------------------------------------------------------------------------------------
 # The second writer, a language model (--llm). Which task, how many clips, which verdict: all that
 # still follows from (seed, i). The model is told what is known of the clips, or to make scripts up
-# that are then spoken, and writes what only somebody who knows English can. Nothing it says is
+# that are then spoken, and writes what only somebody who knows English can. Little it says is
 # believed: a reply passes the checks of its prompt, or is asked for once more with the complaint,
-# or is dropped and counted. Every reply is kept in llm.jsonl before it is looked at, so that a
+# or is dropped and counted; whether a script that it made up bears a claim out is its own word.
+# Every reply is kept in llm.jsonl before it is looked at, so that a
 # killed run asks, and pays, for nothing twice.
 
 RULES = """\
@@ -3178,7 +3196,7 @@ REPLIES = {  # what a reply holds, as prepare.fits() reads it
                            "evidence_quotes": [{"clip_id": str, "quote": str}]}]},
     "temporal": TWO_LISTS,
     "difference": TWO_LISTS,
-    "music": {"reasoning_type": str, **TWO_LISTS},
+    "music": TWO_LISTS,
     "edit": {"sentence": str | None, "difference": str | None},
     "scene": {"sentence": str, "doing": str, "keywords": [str], "by_sound": str, "by_speech": str},
     "infer": {"answer": {"yes", "no"}}, "guess": {"doing": str}, "alone": {"doing": str},
@@ -3386,7 +3404,8 @@ def told_in_a_row(shelf, dice, kind, n) -> list[dict]:
 def brief_ordering(shelf, dice, n, fate) -> Brief:
     need(n > 2)
     kind = "turn" if fate[1] < 0.3 else "order"
-    told = told_in_a_row(shelf, dice, kind, n) or told_in_a_row(shelf, dice, "order", n)
+    kinds = (kind, "order", "turn")
+    told = next(filter(None, (told_in_a_row(shelf, dice, k, n) for k in kinds)), None)
     need(told and len({heard(row) for row in told}) == n)
     parts = [{"part": k, "heard": heard(row)} for k, row in enumerate(told, 1)]
     return Brief({"parts": parts}, shuffled(dice, told), {"told": told})
@@ -3626,7 +3645,8 @@ def heard_there(row) -> str:
     if "music" not in row:
         return "; ".join(f"{name} {', '.join(spans_told(row, name))}" for name in things_in(row))
     numbers = [SCALES[name].told(row["music"][name], None)
-               for name in ("tempo", "energy", "valence") if name in row["music"]]  # fmt: skip
+               for name in ("tempo", "energy", "valence", "danceability")
+               if name in row["music"]]  # fmt: skip
     return ", ".join([*things_in(row), *numbers])
 
 
@@ -3811,7 +3831,7 @@ def faults_edit(brief, reply):
         here = {word for i, said in by_clip(told) if i == place for word in words(said)}
         silent = [word for word in own if not {word, *words(plain(word))} & here]
         yield unless(not silent, f"difference: {', '.join(silent)} is said in audio {place}")
-        wrong = set(others) & here
+        wrong = sorted(set(others) & here)  # in one order: the complaint is part of a prompt
         yield unless(not wrong, f"difference: {', '.join(wrong)} is not said in audio {place}")
         yield unless(not own or content(" ".join(own)), "edit: change a word that has a meaning")
 
@@ -4051,7 +4071,7 @@ class Writer:
             ready = brief.known.get("ready")  # a scene that rules have written
             reply = ready or self.ask(name, brief, faults, seed)
             self.check(checks_scene(brief, reply) if name == "scene" else (), seed)
-            draft = self.spoken(make_draft, shelf, dice, brief, reply)
+            draft = make_draft(shelf, dice, brief, reply)
             if name == "ordering":
                 events = sorted(reply["events"], key=lambda event: event["part"])
                 told = {**brief.data, "events": [event["description"] for event in events]}
@@ -4060,7 +4080,7 @@ class Writer:
             item = write_item(draft, dice, task, id)
             if score(item["gold"], item["answer"]) != 1:
                 raise NoReply("score: not even its own answer is right")
-        except (NoReply, Miss) as dropped:  # a miss says nothing
+        except (NoReply, Miss) as dropped:  # a miss mostly says nothing
             self.count(name, str(dropped) or "corpus: nothing to tell of")
             return None
         by_model = {"kind": f"llm-{name}", "model": self.model}
@@ -4079,16 +4099,6 @@ class Writer:
                 raise NoReply(f"{name}, {dropped}") from None
             if not holds(reply):
                 raise NoReply(f"{name}: {json.dumps(reply)} to {json.dumps(told)}")
-
-    def spoken(self, make_draft, *given):
-        """A draft, its clips too. A speech server may fail at one, and that is no end."""
-        try:
-            return make_draft(*given)
-        except BadInput as mistake:
-            if isinstance(mistake, NoReply) or getattr(mistake, "status", None) in HOPELESS:
-                raise
-            warn(str(mistake))
-            raise NoReply("clips: not to be had") from None
 
     def improve(self, name, brief, faults, seed):
         """A reply, or None: then an item stays as it was, which is as good."""
@@ -4126,14 +4136,21 @@ class Writer:
 
 
 def scripts_elsewhere(path, split) -> set:
-    """The made-up scripts in files of other splits beside this one."""
+    """The made-up scripts in files of other splits beside this one that are whole: on several ranks
+    `--train N --bench 0` comes first."""
     found = set()
     for file in path.parent.glob("*.jsonl"):
         kind = re.fullmatch(r"(train|bench|bench-dev)(-[0-9a-f]{8}-\d+-of-\d+)?", file.stem)
         other = {"train": "train", "bench": "test", "bench-dev": "dev"}.get(kind and kind[1])
         if other in (None, split):
             continue
-        for _, row in read_values(file, lambda mistake: None):
+        try:
+            rows = [row for _, row in read_values(file, lambda mistake: None)]
+        except BadInput:
+            if file.exists():
+                raise
+            return scripts_elsewhere(path, split)  # a shard, and by now part of the whole
+        for row in rows:
             for script in row.get("meta", {}).get("made", ()) if isinstance(row, dict) else ():
                 said = tuple(words(script["text"]))
                 found |= {said} if len(said) > 2 else set()
@@ -4336,7 +4353,8 @@ def shared_between(train, bench, corpora) -> Counter:
     """What the clips of two files both hold, by kind; it must be nothing."""
     held, ids = {}, {}
     for path in (train, bench):
-        ids[path] = {id for row in read_rows(path, heard=False) for id in row["meta"]["ids"]}
+        whole = [id for row in read_rows(path, heard=False) for id in row["meta"].get("ids", ())]
+        ids[path] = {*whole, *(part for id in whole for part in id.split("+"))}  # made of several
         held[path] = {}
     for corpus in corpora:
         for row in read_corpus(corpus, lambda mistake: None):
@@ -4417,7 +4435,8 @@ def run_questions(args):
         first, last = (count * k // shards for k in (shard, shard + 1))
         mine = shard_file(path, shard, shards, mark)
         settings |= {"first": first, "last": last}
-        write_questions(mine, settings, args.workers, writer, engine)
+        if shards == 1 or not mine.exists():  # a shard of these very settings may be whole
+            write_questions(mine, settings, args.workers, writer, engine)
         if shards > 1:
             join_shards(path, shards, mark)
 
@@ -4429,6 +4448,8 @@ def check_flags(args):
         expect(number >= least, flag, f"{least} or more", number)
     expect(args.train + args.bench, "--train and --bench", "a number of items in one", "0 and 0")
     expect(2 <= args.max_clips <= 100, "--max-clips", "2 to 100", args.max_clips)
+    fine = args.clips is None or 0 < args.clips < 10**7
+    expect(fine, "--clips", "1 to 9999999", args.clips)
     for flag, given, beside, holds in (
         ("--clips", args.clips, "no --corpus beside it", not args.corpus),
         ("--mix", args.mix, "--recipe polyaudio", args.recipe == "polyaudio"),
@@ -4551,7 +4572,7 @@ def main():
     add("--play-out", type=Path, metavar="DIR", help="write its clips here, as flac")
     # fmt: on
     args = parser.parse_args()
-    expect(getattr(args, "seed", 0) >= 0, "--seed", "0 or more", getattr(args, "seed", 0))
+    expect(args.seed >= 0, "--seed", "0 or more", args.seed)
     args.run(args)
 
 

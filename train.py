@@ -1,6 +1,6 @@
 """Train: a small model from nothing, or a base that knows one clip into one that compares several.
 
-    python train.py                                         the small one, on all cores
+    python train.py                                         the small one, on up to 8 cores
     python train.py --resume                                after a stop, in whichever phase
     python train.py --from-phase join                       that phase and what follows, again
     python train.py --ablate                                what each of its parts is for
@@ -36,6 +36,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from uuid import uuid4
@@ -78,13 +79,13 @@ class Recipe:
     seed: int = flag(0, "of all that is drawn")
     teach: str = flag("answers", "or names of what sounds, or meanings of slots")
     text: float = flag(0.0, "share of examples whose clips are written out, not heard")
-    bare: float = flag(0.0, "of those, the share that have it in the answer alone, not learned")
-    view: str = flag("", "another form of all examples, one that prepare.py names")
+    bare: float = flag(0.0, "of those, the share whose answers alone tell of the clips, unlearned")
+    view: str = flag("", "another form of what is heard, one that prepare.py names")
     most: int = flag(5, "clips of an example; those of more are passed over")
     tasks: str = flag("", 'how often each task, skill or kind is drawn: "odd 2, single 0.5"')
     cache: str = flag("", 'folder for what is worked out of a clip once; "" for none')
     gate: float = flag(0.0, "what the last look at the dev set must reach")
-    trains: str = flag("", "without adapters: beginnings of what is trained; all by default")
+    trains: str = flag("", "without adapters: beginnings of what is trained; else all of it")
     lora: str = flag("decoder", 'where adapters go, or all (but the audio encoder); "": none')
     rank: int = flag(16, "of an adapter")
     alpha: int = flag(32, "an adapter counts alpha / rank")
@@ -95,14 +96,14 @@ class Recipe:
     lr: float = flag(1e-5, "learning rate")
     muon: float = flag(0.0, "that of matrices that are no adapters, by Muon; 0: as the rest")
     warmup: float = flag(0.05, "share of the steps")
-    hold: float = flag(0.0, "share of the steps at full rate, before it falls as a cosine")
+    hold: float = flag(0.0, "share of the steps, warm-up included, before it falls as a cosine")
     floor: float = flag(0.0, "share of the rate to which it falls")
     clip: float = flag(1.0, "gradient norm, at most")
     weight: float = flag(1.0, "of an answer's verdict beside what leads to it")
     recompute: int = flag(1, "1: keep a layer's input and compute the rest again; 0: keep it all")
     workers: int = flag(4, "threads that decode ahead")
     every: int = flag(100, "steps between two lines of the log and checkpoints")
-    looks: int = flag(1, "of so many of those one looks at the dev set; the last one does")
+    looks: int = flag(1, "every so many of those, and at the end, the dev set is asked")
     look: int = flag(210, "examples of a look")
     dtype: str = flag("auto", "f32 or bf16; auto: bf16 on a GPU, f32 elsewhere")
 
@@ -120,7 +121,7 @@ LAST = "audio_tower.layers.3, audio_tower.layer_norm"  # of the encoder's four
 WEIGHED = ("single 0.5, order 0.5, keyword 0.7, quality 0.8, needle 1.4, comparison 1.4, "
            "contrast 1.4, link 1.3, temporal 1.3")  # what is learned soon is drawn less often
 # What the small model learns, one after another, each phase from what the one before it left. The
-# gate at its end says whether the next one makes sense: a stall costs minutes and names its cause.
+# gate at its end stops nothing; it tells what fell short, before what comes next is built on that.
 PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 1500, "gate": 0.8},
     "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1350,
@@ -242,11 +243,11 @@ class Example:
 def lay_out(row, net, root, weight, lead=1.0) -> Example:
     """Tokens and clips of a row, in the order in which the text names them. lead: how much of an
     answer counts what leads to its verdict."""
-    messages, hears = conversation(row), net.config.max_seconds
+    messages = conversation(row)
     samples = [clip_samples(clip, root) for clip in row["clips"]]
-    for clip, n in zip(row["clips"], samples):
-        expect(n_slots(n, hears), f"clip {clip}", "at least 321 samples", n)
-    slots = [net.config.resampler.get("slots", n_slots(n, hears)) for n in samples]
+    slots = list(map(net.n_slots, samples))
+    for clip, n, count in zip(row["clips"], samples, slots):
+        expect(count, f"clip {clip}", "at least 321 samples", n)
     ids, learned = [], []
     layout = row.get("layout", net.layout)
     for piece, answer in net.tokenizer.prompt_pieces(messages, slots, layout):
@@ -529,11 +530,11 @@ def numbers_of(row) -> list[float]:
     for (kind, part), (low, high, logarithm) in NUMBERS.items():
         value = row.get(kind, {}).get(part)
         noisy = row.get("quality", {}).get("label") in ("noise", "background")
-        if value is None or (kind == "quality" and not noisy):
+        if value is None or (logarithm and value <= 0) or (kind == "quality" and not noisy):
             found.append(math.nan)
             continue
         low, high, value = (math.log(x) if logarithm else x for x in (low, high, value))
-        found.append((value - low) / (high - low))
+        found.append(min(1.0, max(0.0, (value - low) / (high - low))))
     return found
 
 
@@ -630,7 +631,7 @@ class Names(Labels):
         wrong = torch.where(numbers.isnan(), 0.0, told - numbers.nan_to_num()).square().sum(1)
         known = (~numbers.isnan()).sum(1).clamp(min=1)
         slots = torch.tensor([len(e.ids) for e in examples], device=hot.device)
-        return off + 40 * (slots * wrong / known).sum(), len(hot)
+        return off + 40 * (slots * wrong / known).sum(), len(hot)  # 40 names' worth in each slot
 
     def told(self, examples) -> dict:
         """Twice what is rightly told, and what is told plus what is there: their ratio is F1."""
@@ -663,10 +664,10 @@ class Meanings(Labels):
             return sum(meaning(digit).roll(place * len(table[0]) // 4) for place, digit in places)
 
         torch.manual_seed(recipe.seed)
-        apart = torch.randn(len(self.names) + len(NUMBERS), table.shape[1]) * table.std()
-        said = [meaning(f" {name}") if kind not in self.UNSAID else (kind == "speaker") * apart[i]
+        drawn = torch.randn(len(self.names) + len(NUMBERS), table.shape[1]) * table.std()
+        said = [meaning(f" {name}") if kind not in self.UNSAID else (kind == "speaker") * drawn[i]
                 for i, (kind, name) in enumerate(self.names)]  # fmt: skip
-        self.said, self.numbers = torch.stack(said), apart[len(self.names) :] / 2  # (names, D)
+        self.said, self.numbers = torch.stack(said), drawn[len(self.names) :] / 2  # (names, D)
         moments = range(math.ceil(self.longest / SLOT) + 1)
         self.times = torch.stack([moment(f"{i * SLOT:.1f}") / 2 for i in moments])  # (Q, D)
 
@@ -813,15 +814,13 @@ class Plan:
         """The next pack; empty at the end."""
         self.fill()
         room, taken = self.recipe.tokens, []
-        for number, example in self.longest_after_oldest():
+        oldest = next(iter(self.waiting), None)  # else the shortest would wait for ever
+        first = sorted(self.waiting.items(), key=lambda it: (it[0] != oldest, -len(it[1].ids)))
+        for place, example in first:
             if len(example.ids) <= room and len(taken) < self.recipe.batch:
-                taken.append(self.waiting.pop(number))
+                taken.append(self.waiting.pop(place))
                 room -= len(example.ids)
         return taken
-
-    def longest_after_oldest(self):
-        oldest, *others = self.waiting.items() if self.waiting else [None]
-        return [oldest, *sorted(others, key=lambda pair: -len(pair[1].ids))] if oldest else []
 
     def step(self) -> list[list[Example]]:
         """As many packs as it takes to hold `batch` examples; what they are over counts for the
@@ -863,7 +862,7 @@ def dealt(things, ranks, cost) -> list[list]:
 
 
 def packed(examples, tokens) -> list[list[Example]]:
-    """The largest first, each into the first pack that has room."""
+    """In the order given, the largest first, each into the first pack that has room."""
     packs = []
     for example in examples:
         roomy = (pack for pack in packs if length(pack) + len(example.ids) <= tokens)
@@ -909,7 +908,7 @@ def load(plan, example) -> Example | None:
     """With its clips, decoded. One that cannot be decoded takes its example with it."""
     net, sounds = plan.lesson.net, plan.lesson.sounds
     try:
-        heard = {repr(clip): sounds(clip) for clip in example.clips}
+        heard = {name: sounds(clip) for name, clip in {repr(c): c for c in example.clips}.items()}
         clips = [heard[repr(clip)] for clip in example.clips]
         slots, places = sum(map(net.n_slots, clips)), example.ids.count(net.config.audio_token)
         expect(slots == places, "clips", f"{places} slots, as their headers say", slots)
@@ -1067,7 +1066,8 @@ def gradients(lesson, packs, ranks, dtype) -> tuple[float, float, float, list[st
     for pack in packs:
         with torch.autocast(net.device.type, dtype, enabled=dtype != net.dtype):
             loss, weight = lesson.loss(pack)
-        loss.backward()
+        if loss.requires_grad:  # not so where only hearing is trained, and nothing is heard
+            loss.backward()
         said += torch.tensor([loss.item(), weight, 0.0], device=net.device)
         lost += [] if math.isfinite(loss.item()) else [e.id for e in pack]
     said[2] = float(STOPPED.asked)
@@ -1200,7 +1200,7 @@ def cut_log(path, done, due):
 def memory(device) -> int:
     """The most that was held, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
@@ -1272,6 +1272,7 @@ class Run:
         rows.bad.update(self.state["bad"])
         self.plan = Plan(recipe, self.lesson, self.state["place"], quiet=ranks.rank > 0)
         self.steps = recipe.steps or math.ceil(self.plan.examples / recipe.batch)
+        self.state["steps"] = self.steps
 
     def go_on(self, path):
         found, same = read_json(path.with_suffix(".json")), self.state["plan"]
@@ -1296,7 +1297,7 @@ class Run:
             save_state(self.out, self.lesson.named, self.opts, self.state)
 
     def look(self, meter):
-        """A look at the dev set takes a while: what was learned is safe before it."""
+        """Ask the dev set, and note that it is done; whoever calls has saved before."""
         tasks = look(self.lesson, self.ranks)
         last, best = self.state["due"] == "last look", self.state["best"]
         if self.ranks.rank == 0:
@@ -1490,11 +1491,15 @@ def phase_folder(out, name) -> Path:
     return Path(out) if name == list(PHASES)[-1] else Path(out) / name
 
 
-def learn(recipe, device, ranks, said) -> bool:
-    """A run, unless it has come to its end already. -> whether it has now"""
+def has_ended(recipe) -> bool:
     done = checkpoints(Path(recipe.out))
     about = read_json(done[-1].with_suffix(".json")) if done else {"step": -1}
-    if about["step"] >= recipe.steps and not about["due"]:
+    return about["step"] >= (recipe.steps or about.get("steps", math.inf)) and not about["due"]
+
+
+def learn(recipe, device, ranks, said) -> bool:
+    """A run, unless it has come to its end already. -> whether it has now"""
+    if has_ended(recipe):
         return True
     if ranks.rank == 0:
         print(clean(said), file=sys.stderr)
@@ -1508,7 +1513,8 @@ def begin_again(recipe, first):
     """Forget that phase and what came of it."""
     after = list(PHASES)[list(PHASES).index(first) :]
     for name in after:
-        for path in phase_folder(recipe.out, name).glob("state-*"):
+        folder = phase_folder(recipe.out, name)
+        for path in [*folder.glob("state-*"), *folder.glob("asked.json")]:
             path.unlink()
     gone = ["base"] * (first == "hear") + ["ablate"] * (len(after) > 1)
     for name in gone:
@@ -1521,14 +1527,13 @@ def told(fields) -> str:
 
 # What the parts are for: the last phase again, shorter, with one thing changed. The encoder and
 # what is worked out with it are the same in all; only the perceiver has not been through `join`.
-# What is said in words is asked of the first arm's network: it trains nothing. At the end clips one
-# by one and as one again, for as long as the phase itself.
+# Clips in another order, and captions in their place, are asked of the first arm's network: nothing
+# is trained for them. Last, clips as one for as long as the phase itself, beside the run as it is.
 ARMS = {
     "interleaved": {}, "concatenated": {"view": "concat"}, "no index": {"view": "no-index"},
     "no boundary": {"view": "no-boundary"}, "at most 2": {"most": 2}, "at most 3": {"most": 3},
     "at most 4": {"most": 4}, "perceiver of 16": {},
 }  # fmt: skip
-ASKED = ("permuted", "late fusion")
 SEEDS = 2
 ARM = {"steps": 560, "gate": 0.0, "looks": 1000, "look": 1000}  # about 12 minutes on two cores
 WHOLE = ", at full length"
@@ -1540,35 +1545,36 @@ PAPER = {  # what PolyAudio found, on other data
 
 
 def run_ablations(recipe, given, device, ranks):
+    def answer(**more):
+        own = {name: value for name, value in PHASES["answer"].items() if name not in given}
+        return replace(recipe, **{**own, **more})
+
     join, home = Path(recipe.out) / "join", Path(recipe.out) / "ablate"
-    expect((join / "config.json").exists(), join, "what the phase join left", "nothing")
+    expect(has_ended(answer()), recipe.out, "a run that has come to its end", "none")
+    short = {name: value for name, value in ARM.items() if name not in given}
     arms = [(arm, seed) for seed in range(recipe.seed, recipe.seed + SEEDS) for arm in ARMS]
-    arms += [(arm + WHOLE, recipe.seed) for arm in ("interleaved", "concatenated")]
     found = {}
-    for arm, seed in arms:
-        short, folder = arm.removesuffix(WHOLE), home / re.sub(r"[ ,]+", "-", f"{arm}-{seed}")
-        own = PHASES["answer"] | ARM
-        own |= {"steps": PHASES["answer"]["steps"]} if WHOLE in arm else {}
-        own = {name: value for name, value in own.items() if name not in given}
-        own |= {**ARMS[short], "seed": seed, "out": str(folder), "base": str(join)}
-        made = replace(recipe, **own)
+    for arm, seed in [*arms, ("concatenated" + WHOLE, recipe.seed)]:
+        change = ARMS[arm.removesuffix(WHOLE)]
+        folder = home / re.sub(r"[ ,]+", "-", f"{arm}-{seed}")
+        made = answer(**short, **change, seed=seed, out=str(folder), base=str(join))
+        if WHOLE in arm:
+            made = replace(made, steps=answer().steps)
         if "perceiver" in arm:
             made = replace(made, base=str(folder / "base"))
             if ranks.rank == 0 and not Path(made.base, "config.json").exists():
                 with_perceiver(join, made.base, 16, seed)
             ranks.gather("the base is there")
-        if not learn(made, device, ranks, f"arm {arm}, seed {seed}: {told(ARMS[short])}"):
+        if not learn(made, device, ranks, f"arm {arm}, seed {seed}: {told(change)}"):
             return
         last = checkpoints(folder)[-1].with_suffix(".json")
         found.setdefault(arm, []).append(read_json(last)["tasks"])
         if arm == "interleaved":
-            kept = folder / "asked.json"
-            asked = read_json(kept) if kept.exists() else ask_otherwise(made, folder, device, ranks)
-            ranks.gather("all have looked")
-            if ranks.rank == 0:
-                write_json(kept, asked)
-            for how, tasks in asked.items():
-                found.setdefault(how, []).append(tasks)
+            for way, tasks in ask_again(made, folder, device, ranks, OTHERWISE).items():
+                found.setdefault(way, []).append(tasks)
+    itself = {"interleaved" + WHOLE: lambda lesson, row: row}
+    for way, tasks in ask_again(answer(**short), Path(recipe.out), device, ranks, itself).items():
+        found[way] = [tasks]
     if ranks.rank == 0:
         for arm, runs in found.items():
             scores = "".join(f"{macro(tasks):>8.3f}" for tasks in runs)
@@ -1577,20 +1583,30 @@ def run_ablations(recipe, given, device, ranks):
         write_json(home / "table.json", {"scores": found, "paper": PAPER})
 
 
-def ask_otherwise(recipe, folder, device, ranks) -> dict:
-    """The clips in another order; and, for late fusion, each clip captioned by itself, then the
-    question on the captions."""
+def permuted(lesson, row):
+    return reordered(row) if len(row["clips"]) > 1 else row
+
+
+def fused(lesson, row):
+    """Each clip captioned by itself, then the question on the captions."""
+    return view_captioned(row, lesson.ask(each_alone(row)))
+
+
+OTHERWISE = {"permuted": permuted, "late fusion": fused}
+
+
+def ask_again(recipe, folder, device, ranks, ways) -> dict:
+    """What a network that has learned scores when its rows are changed in one of these ways."""
+    kept = folder / "asked.json"
+    if kept.exists():
+        return read_json(kept)
     lesson = Answers(PolyAudio.from_dir(folder, device, torch.float32).eval(), recipe)
-
-    def permuted(row):
-        return reordered(row) if len(row["clips"]) > 1 else row
-
-    def fused(row):
-        return view_captioned(row, lesson.ask(each_alone(row)))
-
     with torch.no_grad():
-        tasks = [lesson.look(ranks, change) for change in (permuted, fused)]
-    return dict(zip(ASKED, tasks))
+        asked = {way: lesson.look(ranks, partial(change, lesson)) for way, change in ways.items()}
+    ranks.gather("all have looked")
+    if ranks.rank == 0:
+        write_json(kept, asked)
+    return asked
 
 
 def with_perceiver(base, dir, slots, seed):
@@ -1608,7 +1624,7 @@ def with_perceiver(base, dir, slots, seed):
 
 def spread_out(device):
     """Small matrices gain little from a second core; a rank on each core gains nearly all of it.
-    So on a CPU this program begins itself again, once for each, as torchrun would, and waits."""
+    So on a CPU this program begins itself again, on up to eight, as torchrun would, and waits."""
     count = min(cores(), 8)
     if device.type != "cpu" or count == 1 or "WORLD_SIZE" in os.environ:
         return
@@ -1642,6 +1658,7 @@ def run_dry(recipe, args):
     for name, value in (("devices", args.devices), ("flops", args.flops)):
         expect(0 < value < math.inf, f"--{name}", "a number above 0", value)
     expect(recipe.base, "--dry-run", "a --base", "none")
+    expect(recipe.teach == "answers", "--dry-run", "--teach answers", recipe.teach)
     recipe = replace(recipe, cache="")
     with torch.device("meta"):
         net = PolyAudio(Config.from_dir(recipe.base))
@@ -1662,8 +1679,8 @@ def run_dry(recipe, args):
     hours = work / args.flops / args.devices / 3600
     weights = base * (width if recipe.lora else 4)
     kept = kept_bytes(net.config, recipe, width)
-    files = (3 * (KEPT + 1) + 2) * trained * 4  # each with AdamW's two, one more while it is
-    # written; the run itself, and the best
+    # checkpoints, each with AdamW's two, one more while it is written; the run itself, the best
+    files = 4 * (3 * (KEPT + 1) * trained + 2 * (trained if recipe.lora else total))
     for line in (
         f"steps: {recipe.steps or math.ceil(examples / recipe.batch):,} of {recipe.batch} examples",
         f"tokens of an epoch: {tokens:,.0f}, {sum(len(e.ids) for e in sample) / len(sample):,.0f} "
@@ -1732,12 +1749,14 @@ def run_merge(args):
     taken = out.resolve() in (net.dir, run.resolve())
     expect(not taken, "--out", "a folder other than what is merged", out)
     net.save(out)
-    phases = {name: phase_folder(run, name) for name in PHASES} if (run / "base").exists() else {}
+    phased = (run / next(iter(PHASES))).exists()
+    phases = {name: phase_folder(run, name) for name in PHASES} if phased else {}
     lines = []
     for name, folder in (phases or {"": run}).items():
         path = folder / "log.jsonl"
         told = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
-        lines += [({"phase": name} if name else {}) | json.loads(line) for line in told]
+        whole = [json.loads(line) for line in told if line.endswith("}")]
+        lines += [({"phase": name} if name else {}) | line for line in whole]
     if (run / "train.json").exists():
         told = [folder / "train.json" for folder in {run, *phases.values()}]
         licences = sorted({name for path in told for name in read_json(path)["licences"]})
@@ -1754,7 +1773,8 @@ def card(net, name, made, lines) -> str:
     against = r"(?i)\bNC\b|non-?commercial|research"
     bound = [name for name in made["licences"] if re.search(against, name)]
     gates = [line for line in lines if "gate" in line and "phase" in line]
-    base = "nothing" if gates else f"`{made['base']}`"
+    nothing = any("phase" in line for line in lines)
+    base = "nothing" if nothing else f"`{made['base']}`"
     minutes = {line.get("phase"): line["minutes"] for line in lines if "minutes" in line}
     tasks = next((line["dev"] for line in reversed(lines) if line.get("dev")), {})
     small = [
@@ -1773,9 +1793,9 @@ def card(net, name, made, lines) -> str:
         f"{sum(minutes.values()):.0f} minutes; log.jsonl tells of them.",
         f"Licences of the data: {', '.join(made['licences']) or 'none stated'}."
         + (f" Not for commerce: {', '.join(bound)}; nor are these weights." if bound else ""),
-        *([] if gates else ["What its base's licence forbids is forbidden here, too; that of Audio",
-                            "Flamingo 3 forbids commerce."]), "",
-        *(small if gates else ()),
+        *([] if nothing else ["What its base's licence forbids is forbidden here, too; that of",
+                              "Audio Flamingo 3 forbids commerce."]), "",
+        *(small if nothing else ()),
         *(["On the dev set at the end, by task:", ""] if tasks else ()),
         *(f"- {task}: {right:.3f}" for task, right in tasks.items()), "",
     ])  # fmt: skip
@@ -1809,6 +1829,8 @@ def check_recipe(recipe):
           for name in ("warmup", "hold", "floor", "text", "bare", "gate")),
     ):  # fmt: skip
         expect(fine, f"--{name}", wanted, repr(getattr(recipe, name)))
+    apart = not recipe.base or Path(recipe.out).resolve() != Path(recipe.base).resolve()
+    expect(apart, "--out", "a folder other than the base's", recipe.out)
     heard = "" if recipe.base and recipe.teach == "answers" else recipe.corpus
     for path in filter(None, (recipe.data, recipe.dev, heard)):
         open_rows(path).close()

@@ -695,6 +695,24 @@ def test_all_that_is_skipped_is_listed(data, convert, tmp_path):
     assert err.count("undecodable") == 5 and "9 undecodable" in out
 
 
+def test_where_nothing_is_left_the_list_says_why(data, convert, tmp_path):
+    names = commands(data, 24)
+    for name in names:
+        (data / f"{name}.wav").write_bytes(b"")
+    with pytest.raises(BadInput, match="24 rows without sound"):
+        convert("speech-commands", "--skipped", tmp_path / "skipped.txt")
+    said = (tmp_path / "skipped.txt").read_text().splitlines()
+    assert len(said) == 24 and said[0] == f"undecodable: {names[0]} the file is empty"
+
+
+def test_a_link_to_a_folder_further_up_is_walked_once(data):
+    sound(data / "a/b/x.wav")
+    for name in ("one", "other"):
+        (data / "a/b" / name).symlink_to(data)
+    find = prepare.index_audio(data)
+    assert find("x", every=True) == [data / "a/b/x.wav"]
+
+
 def test_a_name_in_a_csv_leads_nowhere_else(data, convert, tmp_path):
     sound(tmp_path / "secret.wav")
     sound(data / "clips/ok.mp3")

@@ -433,13 +433,32 @@ def test_a_marker_that_the_model_once_said_is_text():
 
 
 def test_likelihoods_are_of_the_rows_as_they_are():
-    args = SimpleNamespace(mode="official", bench="compa-order", llm=None, embeddings=None,
-                           weights="w", view=None, vote=0, late_fusion=False)  # fmt: skip
+    args = SimpleNamespace(mode="official", bench="compa-order", llm=[], embeddings=None,
+                           spice=None, weights="w", view=None, vote=0, late_fusion=False)
     judge.check_mode(args, judge.BENCHES["compa-order"], [])
     for change in ({"view": "text-only"}, {"vote": 3}, {"late_fusion": True}):
         with pytest.raises(judge.BadInput, match="the clips and captions as they are"):
             judge.check_mode(SimpleNamespace(**{**vars(args), **change}),
                              judge.BENCHES["compa-order"], [])  # fmt: skip
+
+
+def test_who_would_not_be_asked_is_refused():
+    """A second model that the published rule has no use for would cost, and mark nothing."""
+    plain = SimpleNamespace(mode="official", bench="mmau", llm=[], embeddings=None, spice=None,
+                            weights="w", view=None, vote=0, late_fusion=False)  # fmt: skip
+    for bench, more, complaint in (
+        ("mmau", {"llm": ["w"]}, "--llm: expected a published rule that asks one, found mmau"),
+        ("mmar", {"embeddings": "w"}, "--embeddings: expected a published rule that asks one"),
+        ("mmau", {"spice": "x.jar"}, "--spice: expected --bench adiff, found mmau"),
+        ("mae", {"llm": ["a", "b"]}, "expected one --llm, found 2"),
+    ):
+        args = SimpleNamespace(**{**vars(plain), "bench": bench, **more})
+        with pytest.raises(judge.BadInput, match=re.escape(complaint)):
+            judge.check_mode(args, judge.BENCHES[bench], [])
+    for bench, more in (("mae", {"llm": ["a"]}), ("jasco", {"llm": ["a", "b"]}),
+                        ("adiff", {"spice": "x"})):  # fmt: skip
+        args = SimpleNamespace(**{**vars(plain), "bench": bench, **more})
+        judge.check_mode(args, judge.BENCHES[bench], [])
 
 
 def test_a_bench_names_no_clip_outside_its_folder(tmp_path):

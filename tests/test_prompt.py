@@ -245,6 +245,7 @@ QWEN3_TEMPLATE = (
     ({"chat_template.jinja": QWEN3_TEMPLATE}, None),
     ({"chat_template": QWEN25_TEMPLATE}, "You are Qwen, created by Alibaba Cloud."),
     ({"chat_template": QWEN3_TEMPLATE}, None),
+    ({"chat_template.json": json.dumps({"chat_template": QWEN3_TEMPLATE})}, None),
     ({"chat_template": [
         {"name": "tool_use", "template": QWEN3_TEMPLATE},
         {"name": "default", "template": QWEN25_TEMPLATE},
@@ -722,6 +723,12 @@ AMONG = [
 def test_a_named_clip_is_followed(text, moved):
     assert remap_indices(text, FOLLOW) == moved
     assert remap_indices(moved, {new: old for old, new in FOLLOW.items()}) == text
+
+
+def test_clips_beyond_the_words_for_them_are_followed_too():
+    assert remap_indices("Is it the first clip?", {1: 11}) == "Is it the 11th clip?"
+    endless = f"clip {'9' * 5000}"
+    assert remap_indices(endless, FOLLOW) == endless
 
 
 @pytest.mark.parametrize("text", UNNAMED)

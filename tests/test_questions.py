@@ -1626,6 +1626,23 @@ def test_show_plays_the_clips_in_order(made, tmp_path):
         assert rate == RATE and np.abs(played - wave).max() < 1e-4 and f"{i}.flac" in out
 
 
+def test_clips_made_of_two_are_both(base, made, tmp_path):
+    corpus = base / "corpus/corpus.jsonl"
+    files = [tmp_path / name for name in ("one.jsonl", "other.jsonl")]
+    row = next(row for row in map(json.loads, (made / NAMES[0]).open()) if len(row["clips"]) > 1)
+    a, b = row["meta"]["ids"][:2]
+    for file, ids in zip(files, ([f"{a}+{b}"], [b])):
+        file.write_text(json.dumps({**row, "meta": {**row["meta"], "ids": ids}}) + "\n")
+    assert synth.shared_between(*files, [corpus])["clip"] == 1
+
+
+def test_only_numbers_of_clips_that_can_be(tmp_path):
+    for number in (-5, 0):
+        code, _, said = command("--out", tmp_path, "--clips", number)
+        assert code == 2 and f"--clips: expected 1 to 9999999, found {number}" in said
+    assert not list(tmp_path.iterdir())
+
+
 def known_of(path, corpus):
     """What clips of a file say and who says it, and which they are."""
     ids = {id for row in read_rows(path) for id in row["meta"]["ids"]}

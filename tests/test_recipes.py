@@ -27,6 +27,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_questions import bare, check, command
 
+import prepare
 import synth
 from prepare import RATE, load_clip, read_rows, score
 from synth import EVENTS, RECIPES, SCENES, SPLITS, Dice, make_item, split_of
@@ -314,9 +315,7 @@ def test_scenes_are_heard_and_belong_to_one_split(made, corpus):
         scene = next(scene for scene in SCENES if scene.sentence == text)
         label = known[id]["labels"][0]
         assert split_of(text) == split == known[id]["split"] and voice.startswith(split)
-        assert any(
-            re.match(sound, label) or f" {sound}" in label for sound in scene.sound.split("|")
-        )
+        assert re.search(rf"\b({scene.sound})", label)
         value, about = item["gold"]["value"], item["meta"]["about"]
         assert value["text"] == scene.doing and value["slots"] == [scene.keywords.split(", ")]
         assert (about["by_sound"], about["by_speech"]) == (scene.by_sound, scene.by_speech)
@@ -330,6 +329,35 @@ def test_scenes_are_heard_and_belong_to_one_split(made, corpus):
         told[text].add(split)
     assert len(told) >= 8 and all(len(splits) == 1 for splits in told.values())
     assert all(any(split_of(scene.sentence) == split for scene in SCENES) for split in SPLITS)
+
+
+def test_a_clip_that_is_not_to_be_had_is_a_miss(capsys):
+    def broken(path):
+        raise prepare.BadInput(f"{path}: cannot be read")
+
+    with pytest.raises(synth.Miss, match="clips: not to be had"):
+        synth.had(broken, "x.wav")
+    assert "warning: x.wav: cannot be read" in capsys.readouterr().err
+    mistake = prepare.BadInput("no key")
+    mistake.status = next(iter(prepare.HOPELESS))
+    with pytest.raises(prepare.BadInput, match="no key"):
+        synth.had(lambda: (_ for _ in ()).throw(mistake))
+
+
+def test_a_colour_is_not_added_twice():
+    dice = synth.Dice("train", 0, 1)
+    told = [synth.add_words(dice, "the dog is red") for _ in range(100)]
+    assert all(text.split().count("red") == 1 for text, _ in told)
+
+
+def test_names_that_begin_alike_are_other_sounds():
+    sounds = {scene.doing: re.compile(rf"\b({scene.sound})") for scene in SCENES}
+    for label, doing in (("fireworks", "cooking over a fire"), ("french horn", "behind a car"),
+                         ("water drop", "along a stream")):  # fmt: skip
+        (named,) = [sound for told, sound in sounds.items() if doing in told]
+        assert not named.search(label)
+    named = sounds["they are cooking over a fire"]
+    assert named.search("crackling fire") and named.search("fire")
 
 
 def test_a_scene_takes_both_the_sound_and_the_sentence():

@@ -165,6 +165,14 @@ def test_a_bias_for_a_place_wins_no_votes(monkeypatch):
     assert sorted(answers) == sorted(["Clip 1.", "Clip 2.", "Clip 3."] * 2)
 
 
+def test_a_number_that_counts_is_no_clip(monkeypatch):
+    clips = [np.full(400, 0.1, np.float32)] * 3
+    monkeypatch.setattr(sample, "ask", Judge("2"))
+    args = sample.parse(["--weights", "x", "--clips", "x", "--vote", "6"])
+    for question, told in (("How many clips have a dog?", {"2"}), ("Which one?", set("123"))):
+        assert {v["answer"] for v in sample.vote(None, question, clips, args)[1]} == told
+
+
 @pytest.mark.parametrize("n, k, expected", [(2, 5, 2), (3, 6, 6), (5, 10, 10)])
 def test_orders_begin_with_the_given_one_and_differ(n, k, expected):
     orders = sample.clip_orders(n, k, seed=0)
@@ -231,6 +239,15 @@ def test_a_mistake_leaves_the_conversation_as_it_was(chat, tmp_path, monkeypatch
     out, err = capsys.readouterr()
     assert out.strip() == prepare.clean(chat.messages[1]["content"], "\n\t").strip()
     assert err.count("\n") == len(bad)
+
+
+def test_a_clip_that_goes_with_its_question_is_told(chat, home, monkeypatch, capsys):
+    lines = iter([f"/clip {home}/clips/b.wav", "What is <sound-9>?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    told = []
+    monkeypatch.setattr(sample, "note", told.append)
+    chat.run("Which clip is louder?")
+    assert len(chat.waves) == 2 and told[-1] == "clips from 3 on are dropped; /clip adds them again"
 
 
 def test_clips_that_do_not_fit_are_dropped_and_the_chat_goes_on(chat, home, monkeypatch, capsys):

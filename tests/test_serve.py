@@ -296,7 +296,7 @@ BAD = [
     ({"messages": user("<sound-", "2>", sound(CLIPS[0]))}, 400, "found <sound-n> in a text"),
     ({"messages": user(sound(CLIPS[0]), "<sound-\u0661>")}, 400, "found <sound-n> in a text"),
     ({"messages": user(*["x"] * 1001)}, 400, "up to 1000 parts"),
-    ({"messages": user("x") * 1001}, 400, "messages: expected up to 1000"),
+    ({"messages": user("x") * 1001}, 400, "messages: expected a list of 1 to 1000"),
     ({"messages": [*user(*["x"] * 999), *user("x", "y")]}, 400, "messages[1]: expected up to 1000"),
     ({"messages": user("e" + "\u0316\u0301" * 501)}, 400, "combining marks"),
     ({"messages": user(*[sound(CLIPS[2])] * 65)}, 400, "up to 64 sounds"),
@@ -581,6 +581,18 @@ def test_each_byte_comes_in_time_and_the_request_does_not(server, monkeypatch):
             wait_for(told)
             for s in slow:
                 assert split(s.recv(1 << 16))[0] == 408
+
+
+def test_who_never_stops_sending_is_cut_off(monkeypatch):
+    monkeypatch.setitem(sample.PATIENCE, "request", 0.1)
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        patient, room = sample.Patient(mine), bytearray(1)
+        theirs.sendall(b"x" * 9)
+        assert patient.readinto(room) == 1
+        time.sleep(0.15)
+        with pytest.raises(sample.Refusal, match="not here after 0.1 s"):
+            patient.readinto(room)  # although there is more
 
 
 @pytest.mark.parametrize("way", ["close", "half", "reset"])

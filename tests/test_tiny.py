@@ -216,6 +216,12 @@ def test_numbers_are_scaled_and_absent_where_there_are_none():
     assert math.isnan(train.numbers_of({"quality": {"label": "echo", "strength": 5}})[-1])
 
 
+def test_numbers_beyond_the_scale_are_at_its_end():
+    row = {"voice": {"f0": 1e9}, "quality": {"label": "noise", "strength": -1e9}}
+    assert train.numbers_of(row)[2::2] == [1.0, 0.0]
+    assert math.isnan(train.numbers_of({"music": {"tempo": 0.0}})[0])  # of which there is no log
+
+
 def test_slots_are_hot_where_a_name_is_heard(recipe):
     lesson = lesson_of(replace(recipe, teach="names", trains="audio_tower"))
     (example,) = heard(lesson, 1)
@@ -641,8 +647,8 @@ def test_arms_are_learned_and_told_in_a_table(whole, toy, tmp_path, monkeypatch,
     train.run_ablations(recipe, given, device, Ranks())
     told = capsys.readouterr()
     table = json.loads((out / "ablate" / "table.json").read_text())
-    full = [f"{arm}{train.WHOLE}" for arm in ("interleaved", "concatenated")]
-    assert list(table["scores"]) == [few[0], *train.ASKED, *few[1:], *full]
+    full = [f"{arm}{train.WHOLE}" for arm in ("concatenated", "interleaved")]
+    assert list(table["scores"]) == [few[0], *train.OTHERWISE, *few[1:], *full]
     assert all(len(runs) == 1 and runs[0] for runs in table["scores"].values())
     assert re.search(r"concatenated +0\.\d{3} +the paper: 61\.2", told.out)
     assert re.search(r"perceiver of 16 +0\.\d{3} *\n", told.out), "of which no paper tells"
@@ -651,8 +657,9 @@ def test_arms_are_learned_and_told_in_a_table(whole, toy, tmp_path, monkeypatch,
     train.run_ablations(recipe, given, device, Ranks())
     again = capsys.readouterr()
     assert again.out == told.out and "arm " not in again.err, "what is done is not done again"
+    assert (out / "asked.json").exists()
     train.begin_again(recipe, "answer")
-    assert (out / "ablate").exists()
+    assert (out / "ablate").exists() and not (out / "asked.json").exists()
     train.begin_again(recipe, "join")
     assert not (out / "ablate").exists(), "arms on another encoder would not compare"
 
@@ -662,26 +669,25 @@ def test_arms_differ_in_one_thing(monkeypatch, toy, tmp_path):
     monkeypatch.setattr(train, "learn", lambda made, *given: seen.update({made.out: made}) or True)
     monkeypatch.setattr(train, "checkpoints", lambda folder: [folder / "x"])
     monkeypatch.setattr(train, "read_json", lambda path: {"tasks": {}})
-    monkeypatch.setattr(train, "ask_otherwise", lambda *given: {})
+    monkeypatch.setattr(train, "ask_again", lambda *given: {})
+    monkeypatch.setattr(train, "has_ended", lambda recipe: True)
     monkeypatch.setattr(train, "with_perceiver", lambda *given: None)
     monkeypatch.setattr(train, "write_json", lambda *given: None)
-    (tmp_path / "join").mkdir()
-    (tmp_path / "join" / "config.json").touch()
     train.run_ablations(recipe_on(toy, out=str(tmp_path)), {}, "cpu", Ranks())
     made = list(seen.values())
     short, long = train.ARM["steps"], PHASES["answer"]["steps"]
-    assert [each.steps for each in made] == [short] * 16 + [long] * 2
+    assert [each.steps for each in made] == [short] * 16 + [long]
     first = asdict(made[0])
     for each, (arm, change) in zip(made, train.ARMS.items()):
         own = {name for name, value in asdict(each).items() if value != first[name]} - {"out"}
         assert own == set(change) | ({"base"} if "perc" in arm else set())
-    assert [each.seed for each in made] == [0] * 8 + [1] * 8 + [0] * 2
-    assert [each.view for each in made[-2:]] == ["", "concat"]
+    assert [each.seed for each in made] == [0] * 8 + [1] * 8 + [0]
+    assert made[-1].view == "concat"
 
 
-def test_ablations_want_the_encoder(toy, tmp_path):
+def test_ablations_want_a_run_that_has_ended(toy, tmp_path):
     said = call(*small(toy, tmp_path / "none", "--ablate"), code=2, WORLD_SIZE="1")
-    assert "expected what the phase join left, found nothing" in said
+    assert "expected a run that has come to its end, found none" in said
     assert not list((tmp_path / "none").glob("*"))
 
 

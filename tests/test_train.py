@@ -787,8 +787,8 @@ def test_recipes_are_the_papers():
 def test_help_says_what_each_field_is(capsys):
     assert run_main("--help") == 0
     said = " ".join(capsys.readouterr().out.split())
-    for name, words in (("--most", "clips of an example"), ("--bare", "in the answer alone"),
-                        ("--looks", "looks at the dev set")):  # fmt: skip
+    for name, words in (("--most", "clips of an example"), ("--bare", "answers alone tell"),
+                        ("--looks", "the dev set is asked")):  # fmt: skip
         assert re.search(rf"{name} X .{{0,40}}{words}", said), name
 
 
@@ -1373,6 +1373,32 @@ def test_merging_needs_a_folder_of_its_own(recipe, unbroken, capsys):
     assert not (unbroken.out / "model.safetensors").exists()
 
 
+def test_a_run_by_epochs_ends_where_they_end(recipe, tmp_path):
+    """It knows its number of steps only from its data, which the last checkpoint tells."""
+    recipe = replace(recipe, out=str(tmp_path), steps=0)
+    for step, steps, due, ended in ((100, 782, "", False), (782, 782, "look", False),
+                                    (782, 782, "", True)):  # fmt: skip
+        name = tmp_path / f"state-{step:07d}"
+        name.with_suffix(".safetensors").touch()
+        name.with_suffix(".json").write_text(json.dumps({"step": step, "steps": steps, "due": due}))
+        assert train.has_ended(recipe) == ended
+    assert not train.has_ended(replace(recipe, steps=900))
+
+
+def test_a_run_is_not_its_own_base(recipe, home, capsys):
+    """It would be written over."""
+    assert run_main(*flags(recipe, out=home / "weights")) == 2
+    assert "--out: expected a folder other than the base's" in capsys.readouterr().err
+
+
+def test_where_only_hearing_is_trained_text_teaches_nothing(recipe):
+    lesson = learning(replace(recipe, lora="", trains="multi_modal_projector"))
+    texts = [Example("t", "odd", list(range(9)), [], [0.0] * 5 + [1.0] * 4)]
+    loss, weight, *_ = train.gradients(lesson, [texts], Ranks(), torch.float32)
+    assert loss > 0 and weight == 4
+    assert not any(p.grad.any() for _, p in lesson.named)
+
+
 def test_a_run_is_not_begun_over_another(recipe, unbroken, capsys):
     shutil.copytree(unbroken.out, recipe.out)
     assert run_main(*flags(recipe)) == 2
@@ -1383,6 +1409,21 @@ def test_a_run_is_not_begun_over_another(recipe, unbroken, capsys):
 def dry(capsys, *words) -> str:
     assert run_main("--dry-run", *words) == 0
     return capsys.readouterr().out
+
+
+def test_a_dry_run_is_of_answers(recipe, capsys):
+    assert run_main("--dry-run", *flags(recipe, corpus=recipe.data), "--teach", "names") == 2
+    assert "--dry-run: expected --teach answers, found names" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_all_that_is_written(recipe, capsys):
+    def disk(**more):
+        return float(re.search(r"disk: about ([\d.]+)", dry(capsys, *flags(recipe, **more)))[1])
+
+    total = sum(p.numel() for p in net_of(recipe).parameters())
+    trained = sum(p.numel() for p in net_of(recipe).multi_modal_projector.parameters())
+    found = disk(lora="", trains="multi_modal_projector")
+    assert found == pytest.approx(4e-6 * (3 * 3 * trained + 2 * total), abs=0.01)
 
 
 def test_a_dry_run_counts_right(recipe, unbroken, tmp_path, capsys):
@@ -1443,7 +1484,7 @@ def test_memory_of_a_dry_run_knows_the_types(recipe, capsys):
         return float(re.search(r"weights ([\d.]+)", said)[1])
 
     big = {"hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 8192}
-    base = Path(recipe.out)
+    base = Path(recipe.out).with_name("large")
     shutil.copytree(recipe.base, base)
     text = json.loads((base / "config.json").read_text())["text_config"]
     edit_json(base / "config.json", text_config={**text, **big})

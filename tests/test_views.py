@@ -158,6 +158,13 @@ def test_as_text_reaches_every_turn_of_the_users_and_no_other():
     assert view["clips"] == []
 
 
+def test_without_clips_there_is_nothing_to_change():
+    row = {**{k: v for k, v in PLAIN.items() if k != "meta"}, "clips": [], "meta": {}}
+    for name in ("concat", "two-slot", "as-text", "text-only"):
+        assert VIEWS[name](row)["clips"] == [] and VIEWS[name](row)["question"] == row["question"]
+    assert view_permute(row, []) == row
+
+
 def test_as_text_names_a_clip_of_which_nothing_is_known():
     view = VIEWS["as-text"]({**PLAIN, "meta": {"evidence": [{"clip": 2, "says": "a cat"}]}})
     assert view["question"] == "(audio 1)\n(audio 2: a cat)\n(audio 3)\nWhich is odd?"

@@ -943,6 +943,15 @@ NO_CONFIG = {
     "heads that do not divide the width": (
         b'{"model_type": "audioflamingo3", "audio_config": {"num_attention_heads": 7}}'
     ),
+    "key heads that do not divide the heads": (
+        b'{"model_type": "qwen2", "num_attention_heads": 6, "num_key_value_heads": 4}'
+    ),
+    "layers of a perceiver that are no number": (
+        b'{"model_type": "polyaudio", "resampler": {"slots": 4, "layers": "2"}}'
+    ),
+    "heads of a perceiver that do not divide the width": (
+        b'{"model_type": "polyaudio", "resampler": {"slots": 4, "heads": 7}}'
+    ),
     "a resampler of unknown kind": b'{"model_type": "audioflamingo3", "resampler": {"kind": "x"}}',
 }
 

@@ -145,7 +145,7 @@ def good_music(data):
         f"audio {c['audio']} is {c['instrument']} music at {c['tempo']} bpm" for c in data["clips"]
     ]
     answer = f"{', '.join(pieces)}.".capitalize()
-    return {"reasoning_type": data["reasoning_type"], "question": [question], "answer": [answer]}
+    return {"question": [question], "answer": [answer]}
 
 
 def good_edit(data):
