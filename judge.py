@@ -136,7 +136,7 @@ class Server:
 
     def answer(self, item):
         _, messages, clips, layout = item
-        told = [{**m, "content": parts(m["content"], clips, layout != "no-index")
+        told = [{**m, "content": content_parts(m["content"], clips, layout != "no-index")
                  if m["role"] == "user" else [{"type": "text", "text": m["content"]}]}
                 for m in place_clips(messages, len(clips))]  # fmt: skip
         try:
@@ -145,7 +145,7 @@ class Server:
             return mistake
 
 
-def parts(text, clips, indexed) -> list[dict]:
+def content_parts(text, clips, indexed) -> list[dict]:
     """Text whose markers are replaced by the sounds themselves."""
     found = []
     for i, piece in enumerate(re.split(MARKER, text)):
@@ -697,7 +697,7 @@ def mean(values) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def counted(number, what) -> list[str]:
+def count_line(number, what) -> list[str]:
     return [f"{number} {what}"] if number else []
 
 
@@ -863,7 +863,7 @@ def token_match(answer, gold, choices) -> float:
 def official_tokens(rows, said, judges, data) -> Official:
     pairs = [(answer, row["meta"]["published"]) for row, answer in zip(rows, said)]
     scores = [None if answer is None else token_match(answer, **kept) for answer, kept in pairs]
-    notes = counted(said.count(None), "rows without an answer are passed over, not in the mean")
+    notes = count_line(said.count(None), "rows without an answer are passed over, not in the mean")
     return Official(scores, breakdown(rows, scores), notes)
 
 
@@ -924,8 +924,8 @@ def official_pro(rows, said, judges, data, part) -> Official:
     mine = [raw for raw in raws if isinstance(raw, dict) and PRO_PARTS[part][1](raw)]
     passed = sum(raw.get("category") == PRO_PASSED for raw in mine)
     notes = [f"part: {PRO_PARTS[part][0]}"]
-    notes += counted(passed, f"rows of {PRO_PASSED} are passed over")
-    notes += counted(said.count(None), "missing answers are judged as empty ones")
+    notes += count_line(passed, f"rows of {PRO_PASSED} are passed over")
+    notes += count_line(said.count(None), "missing answers are judged as empty ones")
     closed = [i for i, row in enumerate(rows) if row["gold"]["type"] == "choice"]
     opened = [i for i, row in enumerate(rows) if row["gold"]["type"] != "choice"]
     if closed:
@@ -946,8 +946,8 @@ def official_pro(rows, said, judges, data, part) -> Official:
         notes.append(f"open answers by {judge.name} (published: Qwen2.5-7B-Instruct); its "
                      "prompt is of the published form, not in its words")  # fmt: skip
         unread = sum(None in five for five in marks)
-        notes += counted(unread, "replies of the judge lack a mark, which counts as 3.0; one that "
-                         "is not within 1 to 5 is taken for none, published or not")  # fmt: skip
+        notes += count_line(unread, "replies of the judge lack a mark, which counts as 3.0; one "
+                            "that is not within 1 to 5 is taken for none, published or not")
     return Official(scores, breakdown(rows, scores), notes, beside)
 
 
@@ -1099,7 +1099,7 @@ def official_adiff(rows, said, judges, data) -> Official:
                 beside[i] = {"spice": value}
     notes = ["a figure is of a whole set, not the mean of its items; one reference an item"]
     notes += [] if program else ["no SPICE: it takes java, and --spice"]
-    notes += counted(said.count(None), "missing answers are scored as empty ones")
+    notes += count_line(said.count(None), "missing answers are scored as empty ones")
     scores = [bleu4([[row["answer"]]], [answer]) for row, answer in zip(rows, told)]
     return Official(scores, figures, notes, beside)
 
@@ -1273,7 +1273,7 @@ def official_jasco(rows, said, judges, data) -> Official:
             figures[f"{judge.name}: {way}"] = leaning[way] / max(1, leaning.total())
         ratings.append([rating for rating, _ in replies])
         gone = ratings[-1].count(None)
-        notes += counted(gone, f"answers got no rating of {judge.name}, as good as 0")
+        notes += count_line(gone, f"answers got no rating of {judge.name}, as good as 0")
     for name in ("best-mean", "audio", "speech", "both"):
         figures[name] = mean(figures[f"{judge.name}: {name}"] for judge in judges)
     notes.append("judged at temperature 0 and without a system message (published: 1.0, by "
@@ -1287,7 +1287,7 @@ def official_jasco(rows, said, judges, data) -> Official:
 COMPA_COLUMNS = "pair_file reversed_pair_file pair_caption reversed_pair_caption"
 COMPA_ASKED = ("Which audio does each of these captions describe? Reply with the numbers of the "
                "audios, in the order of the captions.")  # fmt: skip
-DESCRIBE = "Describe what you hear."
+COMPA_ASKED = "Describe what you hear."
 
 
 def compa_row(raw, number, file, clip, name) -> dict:
@@ -1310,7 +1310,7 @@ def compa_row(raw, number, file, clip, name) -> dict:
 def compa_scores(net, row, root) -> list[list[float]]:
     """[c][a]: the log-likelihood, per token, of caption c after the clip of caption a."""
     waves = [load_clip(row["clips"][place - 1], root) for place in row["gold"]["value"]]
-    prompts = [net.prompt([{"role": "user", "content": DESCRIBE}], [wave]) for wave in waves]
+    prompts = [net.prompt([{"role": "user", "content": COMPA_ASKED}], [wave]) for wave in waves]
     captions = [net.tokenizer.encode(caption) for caption in row["meta"]["captions"]]
     return [[net.loglik(*prompt, ids) / len(ids) for prompt in prompts] for ids in captions]
 
@@ -1337,8 +1337,8 @@ def official_compa(rows, said, judges, data) -> Official:
             figures[f"{name}, triplets whole"] = mean(each[i] for each in whole)
     notes = ["chance: 0.25 text, 0.25 audio, 0.167 group; of a triplet 0.037, 0.037, 0.017"]
     notes.append("by log-likelihood per token of a caption (published: the cosine of CLAP)")
-    notes += counted(triplets, "rows are triplets, of which the published rule sees a pair")
-    notes += counted(said.count(None), "rows could not be asked, and are lost")
+    notes += count_line(triplets, "rows are triplets, of which the published rule sees a pair")
+    notes += count_line(said.count(None), "rows could not be asked, and are lost")
     return Official([float(group) for *_, group in pairs], figures, notes)
 
 
@@ -1388,7 +1388,7 @@ def official_wer(rows, said, judges, data) -> Official:
             wrong[name] += round(rate * len(wanted))
             total[name] += len(wanted)
     notes = ["lower case, no punctuation; numbers and abbreviations as they are written"]
-    notes += counted(said.count(None), "missing answers count as empty ones")
+    notes += count_line(said.count(None), "missing answers count as empty ones")
     return Official(scores, {name: wrong[name] / total[name] for name in total}, notes)
 
 
@@ -1612,7 +1612,7 @@ def worth(gold, told) -> float:
     return score(json.loads(gold), told) or 0.0
 
 
-def table(report, by_n=False, by_skill=False) -> list[str]:
+def report_lines(report, by_n=False, by_skill=False) -> list[str]:
     """The report as lines, one a task."""
     groups = {**report["tasks"], **report["single"]}
     groups |= {f"skill {s}": found for s, found in report["skills"].items()} if by_skill else {}
@@ -1850,19 +1850,19 @@ def seen(value):
     return "".join(f"⟨U+{ord(c):04X}⟩" if hide else c for c, hide in zip(value, hidden))
 
 
-def told(value) -> str:
+def in_words(value) -> str:
     """A value in words: what is in it, without quotes and brackets."""
     if isinstance(value, dict):
-        return "; ".join(f"{name} {told(inner)}" for name, inner in value.items())
+        return "; ".join(f"{name} {in_words(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(told, value))
+        return ", ".join(map(in_words, value))
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def shown(value) -> str:
-    return escape(seen(told(value)))
+    return escape(seen(in_words(value)))
 
 
 def link_to(clip, root, folder, embed) -> str:
@@ -1886,13 +1886,13 @@ def page_items(reports, folder, embed) -> list[dict]:
         for item in report["items"]:
             if item["id"] not in found:
                 place = (root, folder, len(found) < embed)
-                clips = [{"label": told(clip), "link": link_to(clip, *place)}
+                clips = [{"label": in_words(clip), "link": link_to(clip, *place)}
                          for clip in item.get("clips", [])]  # fmt: skip
                 about = {name: item.get(name) for name in ABOUT[:5]}
-                about |= {"gold": told(item["gold"].get("value")), "clips": clips}
+                about |= {"gold": in_words(item["gold"].get("value")), "clips": clips}
                 found[item["id"]] = {**about, "said": [None] * len(reports)}
             more = {name: item[name] for name in item if name not in ABOUT}
-            more = [told(v if isinstance(v, dict) else {name: v}) for name, v in more.items()]
+            more = [in_words(v if isinstance(v, dict) else {name: v}) for name, v in more.items()]
             said = {"answer": item["answer"], "score": item["score"], "more": more}
             found[item["id"]]["said"][i] = said
     return list(found.values())
@@ -1920,7 +1920,7 @@ def bar(found, name, hue) -> str:
     return f'<svg class="c{hue % 4}" role="img" {label}>{"".join(lines)}</svg>'
 
 
-def drawn(title, groups, several) -> str:
+def html_table(title, groups, several) -> str:
     """A table: {a group: what each report found there}, with a bar wherever there is a score."""
     every = [found for founds in groups.values() for found in founds]
     numbers = {name for found in every for name in found if type(found[name]) in (int, float)}
@@ -1945,7 +1945,7 @@ def drawn(title, groups, several) -> str:
     )
 
 
-def marked(found) -> dict:
+def with_marks(found) -> dict:
     """What a report found, its marks as columns; a judge's name in them where there are several."""
     marks, columns = found.get("marks", {}), {}
     for name, what in product(marks, ("raw", "share")):
@@ -1962,13 +1962,14 @@ def tables(reports, differences) -> str:
     parts = [("all tasks", means)]
     for title, key in (("task", "tasks"), ("single-clip task", "single"), ("skill", "skills"),
                        ("clips", "clips")):  # fmt: skip
-        founds = [{name: marked(found) for name, found in report.get(key, {}).items()}
+        founds = [{name: with_marks(found) for name, found in report.get(key, {}).items()}
                   for report in reports]  # fmt: skip
         names = dict.fromkeys(name for found in founds for name in found)
         parts.append((title, {name: [found.get(name, {}) for found in founds] for name in names}))
-    text = "".join(drawn(title, part, len(reports) > 1) for title, part in parts if part)
+    text = "".join(html_table(title, part, len(reports) > 1) for title, part in parts if part)
     if differences:
-        text += drawn("B against A", {name: [found] for name, found in differences.items()}, False)
+        apart = {name: [found] for name, found in differences.items()}
+        text += html_table("B against A", apart, False)
     stand = {name: COLUMNS[name] for name in COLUMNS if f">{name}</th>" in text}
     return f"{text}<h2>What the columns say</h2>{facts(stand)}"
 
@@ -2125,8 +2126,8 @@ def check_same(paths, first, second):
     expect(both, paths[1], f"items of {paths[0]}", "none of them")
     for id, field in product(both, ("gold", "task", "question")):
         one, two = first[id][field], second[id][field]
-        wanted = f"as in {paths[0]}, {told(one):.80}"
-        expect(one == two, f"{paths[1]}: item {id}: {field}", wanted, f"{told(two):.80}")
+        wanted = f"as in {paths[0]}, {in_words(one):.80}"
+        expect(one == two, f"{paths[1]}: item {id}: {field}", wanted, f"{in_words(two):.80}")
 
 
 def run_compare(args):
@@ -2185,8 +2186,8 @@ def run_agree(args):
             print(clean(line))
         return
     expect(args.make > 0, "--make", "1 or more", args.make)
-    marked = [item for item in items if verdicts(item).keys() - {"official"}]
-    marked = marked or [item for item in items if verdicts(item)]
+    marked = [item for item in items if judges_say(item).keys() - {"official"}]
+    marked = marked or [item for item in items if judges_say(item)]
     expect(marked, args.report, "answers that were judged", "none")
     chosen = random.Random(args.seed).sample(range(len(marked)), min(args.make, len(marked)))
     out = args.out or Path("sheet.csv")
@@ -2198,7 +2199,7 @@ def run_agree(args):
     print(clean(f"{out}: {len(chosen)} of {len(marked)} judged items, for people to score"))
 
 
-def verdicts(item) -> dict:
+def judges_say(item) -> dict:
     """What each judge made of an item, by its name; `official` is the yes (1) or no (0) of MAE's to
     an open answer: no other rule asks anybody for one."""
     found = {name: mark["raw"] for name, mark in (item.get("marks") or {}).items() if mark}
@@ -2272,10 +2273,10 @@ def agreement(items, sheet, path) -> list[str]:
     given = {i: [v for v in cells if v is not None] for i, cells in sheet.items()}
     yesno = any(isinstance(v, bool) for values in given.values() for v in values)
     people = {i: mean(values) for i, values in given.items() if values}
-    names = dict.fromkeys(name for i in people for name in verdicts(items[i]))
+    names = dict.fromkeys(name for i in people for name in judges_say(items[i]))
     lines = []
     for name in names:
-        pairs = [(value, verdicts(items[i]).get(name)) for i, value in people.items()]
+        pairs = [(value, judges_say(items[i]).get(name)) for i, value in people.items()]
         pairs = [pair for pair in pairs if pair[1] is not None and not (yesno and pair[0] == 0.5)]
         if yesno != (name == "official") or not pairs:
             continue
@@ -2286,11 +2287,11 @@ def agreement(items, sheet, path) -> list[str]:
     expect(lines, path, "items that people and a judge have scored the same way", "none")
     if yesno:
         kappa, same = fleiss_kappa(list(given.values())), by_pairs(list(sheet.values()))
-        lines.append(f"people: Fleiss' kappa {number(kappa)}   pairs that agree {number(same)}")
+        lines.append(f"people: Fleiss' kappa {figure(kappa)}   pairs that agree {figure(same)}")
     return lines
 
 
-def number(value) -> str:
+def figure(value) -> str:
     return "undefined" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
@@ -2302,7 +2303,7 @@ def with_intervals(measure, x, y) -> dict:
     for name, (value,) in once.items():
         spread = again[name][~np.isnan(again[name])]
         low, high = np.quantile(spread, [0.025, 0.975]) if len(spread) else (np.nan, np.nan)
-        told[name] = f"{number(value)} [{number(low)}, {number(high)}]"
+        told[name] = f"{figure(value)} [{figure(low)}, {figure(high)}]"
     return told
 
 
@@ -2519,7 +2520,7 @@ def run_bench(args):
     report = {**about, **tally(items)}
     write_json(args.out / f"{name}.json", report)
     write_page(args.out / f"{name}.html", [report], args.embed)
-    lines = table(report, args.by_n, args.by_skill) + counted(refused, "rows refused")
+    lines = report_lines(report, args.by_n, args.by_skill) + count_line(refused, "rows refused")
     ruled = report.get("official", {"figures": {}, "notes": []})
     lines += [f"{name:<40}{value:>10.3f}" for name, value in ruled["figures"].items()]
     lines += [f"note: {note}" for note in ruled["notes"]]

@@ -82,10 +82,10 @@ def test_the_best_constant_may_be_a_letter():
 
 
 def test_the_table_has_a_line_for_each_task():
-    lines = judge.table(tallied(ROWS, OWN))
+    lines = judge.report_lines(tallied(ROWS, OWN))
     assert [line.split()[0] for line in lines[1:]] == ["odd", "factual", "tag", "macro"]
     long = "sound_music_speech (several)"
-    lines = judge.table(tallied([*ROWS, row(9, long)], [*OWN, "audio 1"]))
+    lines = judge.report_lines(tallied([*ROWS, row(9, long)], [*OWN, "audio 1"]))
     assert len({len(line) for line in lines[:-1]}) == 1 and lines[3].startswith(f"{long} ")
 
 
@@ -238,7 +238,7 @@ def test_a_column_is_a_mean_over_those_that_have_it():
     assert report["tasks"]["factual"]["flips"] == 1
     assert report["single"]["tag"]["flips"] is None
     assert report["flips"] == 3 / 4
-    lines = judge.table(report)
+    lines = judge.report_lines(report)
     assert lines[0].split()[-1] == "flips"
     assert lines[-1].endswith("flips 0.750")
 

@@ -829,11 +829,11 @@ def test_a_report_that_is_none(tmp_path):
 
 def test_what_no_judge_said_yes_or_no_to_has_no_verdict():
     """A rating of JASCO's or a BLEU may be 1, too, and MAE's judge may have said neither."""
-    assert judge.verdicts({**row(0), "official": 1.0}) == {}
-    assert judge.verdicts({**row(0), "official": 1.0, "beside": {"m": [1, "both"]}}) == {}
+    assert judge.judges_say({**row(0), "official": 1.0}) == {}
+    assert judge.judges_say({**row(0), "official": 1.0, "beside": {"m": [1, "both"]}}) == {}
     for votes, verdict in (([True, None, True], {"official": 1.0}), ([True, False, None], {}),
                            ([False, True, False], {"official": 0.0})):  # fmt: skip
-        assert judge.verdicts({**row(0), "official": 0.0, "beside": {"votes": votes}}) == verdict
+        assert judge.judges_say({**row(0), "official": 0.0, "beside": {"votes": votes}}) == verdict
 
 
 def test_official_scores_are_sampled_where_nothing_is_marked(tmp_path, capsys):
