@@ -4145,15 +4145,14 @@ def scripts_elsewhere(path, split) -> set:
         if other in (None, split):
             continue
         try:
-            rows = [row for _, row in read_values(file, lambda mistake: None)]
+            for _, row in read_values(file, lambda mistake: None):
+                for script in row.get("meta", {}).get("made", ()) if isinstance(row, dict) else ():
+                    said = tuple(words(script["text"]))
+                    found |= {said} if len(said) > 2 else set()
         except BadInput:
             if file.exists():
                 raise
             return scripts_elsewhere(path, split)  # a shard, and by now part of the whole
-        for row in rows:
-            for script in row.get("meta", {}).get("made", ()) if isinstance(row, dict) else ():
-                said = tuple(words(script["text"]))
-                found |= {said} if len(said) > 2 else set()
     return found
 
 

@@ -1535,7 +1535,7 @@ ARMS = {
     "at most 4": {"most": 4}, "perceiver of 16": {},
 }  # fmt: skip
 SEEDS = 2
-ARM = {"steps": 560, "gate": 0.0, "looks": 1000, "look": 1000}  # about 12 minutes on two cores
+ARM = {"steps": 560, "gate": 0.0, "looks": 1000, "look": 1000}  # 9 to 17 minutes on two cores
 WHOLE = ", at full length"
 PAPER = {  # what PolyAudio found, on other data
     "interleaved": "73.5 (B.2, Table 7)", "concatenated": "61.2 (B.2, Table 7)",

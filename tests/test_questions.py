@@ -1471,6 +1471,18 @@ def test_wrong_flags_are_one_line(line, base, tmp_path):
     assert not list(tmp_path.glob("q/*.jsonl"))
 
 
+def test_a_shard_that_is_whole_is_not_made_again(base, monkeypatch):
+    out, corpus = base / "whole-shard", base / "corpus/corpus.jsonl"
+    given = ("--out", out, "--corpus", corpus, "--train", 6, "--bench", 0)
+    assert command(*given, "--shard", "1/2")[0] == 0
+    made = []
+    plain = synth.write_questions
+    monkeypatch.setattr(synth, "write_questions", lambda *a: made.append(a[0]) or plain(*a))
+    assert command(*given, "--shard", "1/2")[0] == 0 and not made
+    assert command(*given, "--shard", "2/2")[0] == 0 and len(made) == 1
+    assert len((out / "train.jsonl").read_text().splitlines()) == 6
+
+
 def test_shards_of_two_seeds_are_never_joined(base):
     """Two halves of different wholes make none."""
     flags = ("--corpus", base / "corpus/corpus.jsonl", "--train", 0, "--bench", 100)

@@ -1280,3 +1280,11 @@ def test_the_help_teaches(monkeypatch, capsys):
     assert "python prepare.py weights nvidia/audio-flamingo-3-hf" in said and "HF_TOKEN" in said
     for words in ([], ["nonsense"], ["weights"], ["weights", "a", "b"]):
         refuses(capsys, run, monkeypatch, *words)
+
+
+def test_two_downloads_of_one_file_do_not_mix_their_bytes(tmp_path):
+    with open(tmp_path / "x.bin.part", "ab") as first:
+        prepare.hold(first, "x.bin.part")
+        with pytest.raises(BadInput, match="x.bin.part: expected one run at a time, found another"):
+            prepare.download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", 3)
+    assert (tmp_path / "x.bin.part").read_bytes() == b""

@@ -1230,3 +1230,23 @@ def test_scripts_by_a_speech_server(written, monkeypatch):
     told = [item for item in items if "made" in item["meta"]]
     assert told and all(item["licences"] == ["as the speech server's voices"] for item in told)
     assert heard and set(heard) <= set(synth.TEN["train"].split())
+
+
+def test_a_shard_that_is_joined_meanwhile_is_read_as_part_of_the_whole(tmp_path, monkeypatch):
+    row = {"meta": {"made": [{"text": "the owl is at the harbour"}]}}
+    shard = tmp_path / "train-0123abcd-00000-of-00002.jsonl"
+    shard.write_text(json.dumps(row) + "\n")
+    plain = synth.read_values
+
+    def read(path, refuse):
+        if path == shard:
+            shard.rename(tmp_path / "train.jsonl")
+        return plain(path, refuse)
+
+    monkeypatch.setattr(synth, "read_values", read)
+    assert synth.scripts_elsewhere(tmp_path / "bench.jsonl", "test") == {
+        ("the", "owl", "is", "at", "the", "harbour")
+    }
+    (tmp_path / "train.jsonl").write_bytes(b"[\xff")
+    with pytest.raises(BadInput, match="train.jsonl"):
+        synth.scripts_elsewhere(tmp_path / "bench.jsonl", "test")
