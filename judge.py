@@ -1287,7 +1287,7 @@ def official_jasco(rows, said, judges, data) -> Official:
 COMPA_COLUMNS = "pair_file reversed_pair_file pair_caption reversed_pair_caption"
 COMPA_ASKED = ("Which audio does each of these captions describe? Reply with the numbers of the "
                "audios, in the order of the captions.")  # fmt: skip
-COMPA_ASKED = "Describe what you hear."
+DESCRIBE = "Describe what you hear."
 
 
 def compa_row(raw, number, file, clip, name) -> dict:
@@ -1310,7 +1310,7 @@ def compa_row(raw, number, file, clip, name) -> dict:
 def compa_scores(net, row, root) -> list[list[float]]:
     """[c][a]: the log-likelihood, per token, of caption c after the clip of caption a."""
     waves = [load_clip(row["clips"][place - 1], root) for place in row["gold"]["value"]]
-    prompts = [net.prompt([{"role": "user", "content": COMPA_ASKED}], [wave]) for wave in waves]
+    prompts = [net.prompt([{"role": "user", "content": DESCRIBE}], [wave]) for wave in waves]
     captions = [net.tokenizer.encode(caption) for caption in row["meta"]["captions"]]
     return [[net.loglik(*prompt, ids) / len(ids) for prompt in prompts] for ids in captions]
 

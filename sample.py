@@ -536,8 +536,10 @@ class Reply(Answer):
         """As in every answer; without the spaces around it, up to a stop text, or to as far as it
         came in the time it has."""
         super().take(id)
-        ends = [self.text.find(stop) for stop in self.stops if stop in self.text]
         late = time.monotonic() - self.begun > PATIENCE["answer"]
+        if late and id is not None:
+            super().take(None)
+        ends = [self.text.find(stop) for stop in self.stops if stop in self.text]
         held = max(map(len, self.stops), default=1) - 1  # letters that may be the start of a stop
         last = len(self.text) - (0 if id is None or late else held)
         shown = self.text[: min(ends, default=max(last, 0))].strip()

@@ -1,6 +1,7 @@
 """sample.py --serve: the same answers as without a server, through the client that people use, and
 no request, however odd or slow, that brings it down or holds it up."""
 
+import argparse
 import base64
 import contextlib
 import io
@@ -663,6 +664,25 @@ def test_of_an_answer_that_takes_too_long_there_is_what_there_is(client, net, mo
         assert found.choices[0].finish_reason == "length" and 0 < count < 20_000
         prompt = net.prompt([{"role": "user", "content": "Hm?"}], [])
         assert said == net.tokenizer.decode(net.generate(*prompt, count)).strip()
+
+
+def test_an_answer_cut_within_a_letter_ends_as_one_cut_by_its_length(net, monkeypatch):
+    """The bytes of half a letter are held back until it is whole, or the answer has ended."""
+    prompt, decode = net.prompt([{"role": "user", "content": "Hm?"}], []), net.tokenizer.decode
+    ids, push, text, cut = net.generate(*prompt, 300), net.tokenizer.stream(), "", 0
+    while text == decode(ids[:cut]):
+        text += push(ids[cut])
+        cut += 1
+    how = argparse.Namespace(max_new_tokens=300, temperature=0, top_p=1, seed=0)
+    reply = sample.Reply(net, {"messages": []}, how)
+    reply.begun = time.monotonic()
+    for id in ids[: cut - 1]:
+        reply.take(id)
+    monkeypatch.setitem(sample.PATIENCE, "answer", -1)
+    with pytest.raises(sample.Enough):
+        reply.take(ids[cut - 1])
+    said = "".join(reply.pieces.get_nowait() for _ in range(reply.pieces.qsize()))
+    assert said == decode(ids[:cut]).strip()
 
 
 def test_neither_the_queue_nor_an_answer_lasts_for_ever(server, client, monkeypatch):
