@@ -654,6 +654,16 @@ def test_a_server_of_embeddings_is_not_believed_blindly(monkeypatch):
             served.embed(["a", "b"])
 
 
+def test_a_complaint_of_a_server_of_embeddings_holds_no_secret(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "hush")
+    monkeypatch.setattr(judge, "request_json", lambda *_, token, **__: {"error": f"bad {token}"})
+    served = judge.Embedder("http://me:pass@x/v1", "m", None)
+    with pytest.raises(BadInput) as told:
+        served.embed(["a"])
+    assert "bad ***" in str(told.value) and "http://x/v1/embeddings" in str(told.value)
+    assert not re.search("hush|me:|pass", str(told.value)) and "pass" not in served.how
+
+
 # ------------------------------------------------------------------------------------------------
 # Audio Difference.
 
@@ -792,6 +802,21 @@ def test_spice_is_run_where_it_is(adiff, monkeypatch):
     calls += [None, None]
     with pytest.raises(BadInput, match="no memory"):
         official("adiff", rows, ["x"] * 6, adiff, program)
+
+
+@pytest.mark.parametrize("told", [
+    "", "null", "[]", "{}", "[null]", '[{"image_id": 0}]', '[{"image_id": 0, "scores": {"All": 1}}]',
+    '[{"image_id": 0, "scores": {"All": {"f": "much"}}}]', None,
+])  # fmt: skip
+def test_what_spice_writes_is_not_believed_blindly(tmp_path, monkeypatch, told):
+    def run(command, **how):
+        if told is not None:
+            open(command[command.index("-out") + 1], "w").write(told)
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(judge.subprocess, "run", run)
+    with pytest.raises(BadInput, match="told.json|expected 1 scores"):
+        judge.Spice(tmp_path / "spice.jar").spice([["a"]], ["b"])
 
 
 # ------------------------------------------------------------------------------------------------

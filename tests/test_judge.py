@@ -274,12 +274,15 @@ def test_an_interval_is_that_of_a_mean():
 
 
 def test_groups_by_skill_and_by_number_of_clips():
-    rows = [*ROWS, row(9, clips=["a.wav"] * 4, value=3, answer="audio 3")]
-    report = tallied(rows, [*(r["answer"] for r in ROWS), "audio 1"])
-    assert {n: found["n"] for n, found in report["clips"].items()} == {"2": 4, "4": 1}
+    ten, four = (row(n, clips=["a.wav"] * n, value=3, answer="audio 3") for n in (10, 4))
+    rows = [ten, *ROWS, four]
+    report = tallied(rows, ["audio 3", *(r["answer"] for r in ROWS), "audio 1"])
+    assert [(n, found["n"]) for n, found in report["clips"].items()] == [
+        ("2", 4), ("4", 1), ("10", 1),
+    ]  # fmt: skip
     assert report["clips"]["4"]["score"] == 0 and report["clips"]["2"]["score"] == 1
     assert {skill: found["n"] for skill, found in report["skills"].items()} == {
-        "comparison": 4, "reasoning": 1,
+        "comparison": 5, "reasoning": 1,
     }  # fmt: skip
 
 

@@ -246,6 +246,27 @@ def test_what_is_fine_is_not_written_out():
     assert sample.read_messages(asked) == ([{"role": "user", "content": "Hm?"}], [])
 
 
+def test_bodies_are_parsed_one_at_a_time(server, monkeypatch):
+    """As objects they can take many times the room that they had as text."""
+    body = json.dumps({"model": "tiny", "messages": user("Hm?")}).encode()
+    parse, inside, most = sample.from_body, [], []
+
+    def counted(data):
+        inside.append(data)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return parse(data)
+
+    monkeypatch.setattr(sample, "from_body", counted)
+    threads = [threading.Thread(target=post, args=[server, body]) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6
+
+
 def test_models_and_health(client, server):
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
