@@ -1302,7 +1302,8 @@ def weights_hash(dir) -> str:
     """Of all files that decide what a checkpoint says, an adapter's base included."""
     dir = Path(dir)
     names = ("config.json", "adapter_config.json", *COMPANIONS)
-    files = [*sorted(dir.glob("*.safetensors")), *(dir / name for name in names)]
+    tensors = set(dir.glob("*.safetensors")) - set(dir.glob("state-*"))  # a run's checkpoints
+    files = [*sorted(tensors), *(dir / name for name in names)]
     digests = {}
     for path in filter(Path.is_file, files):
         with open(path, "rb") as file:

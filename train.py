@@ -31,7 +31,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -123,7 +125,7 @@ WEIGHED = ("single 0.5, order 0.5, keyword 0.7, quality 0.8, needle 1.4, compari
 # What the small model learns, one after another, each phase from what the one before it left. The
 # gate at its end stops nothing; it tells what fell short, before what comes next is built on that.
 PHASES = {
-    "hear": {"teach": "names", "trains": "audio_tower", "steps": 1500, "gate": 0.8},
+    "hear": {"teach": "names", "trains": "audio_tower", "steps": 1500, "gate": 0.6},
     "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1350,
              "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
     "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 700, "gate": 0.8},
@@ -176,9 +178,10 @@ class Rows:
         if self.file.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             self.array = [json.dumps(row).encode() for _, row in read_values(path, warn)]
         self.file.seek(0)
-        starts, place, number, licences = [], 0, {}, set()
+        starts, place, number, licences, self.hash = [], 0, {}, set(), 0
         task, clips, training = [], [], []
         for line in self.file if self.array is None else self.array:
+            self.hash = zlib.crc32(line, self.hash)
             if line.strip():
                 told, count, trains, whose = headline(line)
                 starts.append(place)
@@ -297,15 +300,20 @@ class Sounds:
     def __call__(self, clip):
         folder = self.folder
         if not folder:
-            return load_clip(clip, self.root)
+            return self.wave(clip)
         path = folder / f"{self.name(clip)}.safetensors"
         kept = self.kept(path)
         if kept is None:
-            kept = self.work_out(load_clip(clip, self.root))
+            kept = self.work_out(self.wave(clip))
             self.keep(path, kept)
         if self.kind == "rows":
             return kept["rows"]
         return [(kept[f"mel.{i}"], int(n)) for i, n in enumerate(kept["frames"])]
+
+    def wave(self, clip) -> np.ndarray:
+        """As long as its header says, by which the plan is made: an mp3 may give a little less."""
+        wave, wanted = load_clip(clip, self.root), clip_samples(clip, self.root)
+        return np.pad(wave, (0, max(0, wanted - len(wave))))
 
     def kept(self, path) -> dict | None:
         try:
@@ -881,7 +889,7 @@ class Step:
     packs: list[list[Example]]  # this rank's, their clips decoded
     ids: list[str]  # of all ranks' examples
     tokens: int  # in them
-    room: int  # for tokens in the packs that were planned
+    room: int  # for tokens in the packs of all ranks
     place: dict  # where the plan is after it
     last: bool = False
 
@@ -892,10 +900,10 @@ def decoded(plan, rank, ranks):
     with ThreadPoolExecutor(plan.recipe.workers) as pool:
         while (packs := plan.step()) or queue:
             if packs:
-                mine = shared(packs, ranks, tokens)[rank]
-                mine = [[pool.submit(load, plan, e) for e in pack] for pack in mine]
+                parts = shared(packs, ranks, tokens)
+                mine = [[pool.submit(load, plan, e) for e in pack] for pack in parts[rank]]
                 ids = [e.id for pack in packs for e in pack]
-                held, room = sum(map(length, packs)), len(packs) * tokens
+                held, room = sum(map(length, packs)), sum(map(len, parts)) * tokens
                 queue.append(Step(mine, ids, held, room, plan.place))
             if len(queue) > AHEAD or not packs:
                 step = queue.popleft()
@@ -1041,14 +1049,15 @@ def load_state(path, named, opts) -> dict:
 
 
 class Stop:
-    """Ctrl-C or a polite kill: the step that is under way is finished and saved. The same once more
-    does not wait for that. (Whoever starts several ranks passes on what the terminal has told them
-    already, but as the other of the two.)"""
+    """Ctrl-C or a polite kill: the pack that is under way is finished, and what is done is saved.
+    The same once more does not wait for that. (Whoever starts several ranks passes on what the
+    terminal has told them already, but as the other of the two.)"""
 
     asked = 0
+    saved = False  # while nothing would be lost
 
     def __call__(self, number, frame):
-        if self.asked == number:
+        if self.asked == number or self.saved:
             sys.exit(128 + number)
         self.asked = self.asked or number
 
@@ -1056,28 +1065,44 @@ class Stop:
 STOPPED = Stop()
 
 
-def gradients(lesson, packs, ranks, dtype) -> tuple[float, float, float, list[str]]:
-    """Leave the step's mean gradient in every parameter, on every rank the same. -> mean loss, of
-    how many tokens (weighed), whether anybody wants to stop, and the examples of this rank whose
-    loss is no number."""
+@dataclass
+class Found:
+    """Of a step, on every rank the same but for `lost`."""
+
+    loss: float  # the mean
+    weight: float  # of how many tokens
+    wishes: float  # above 0 where anybody wants to stop
+    cut: float  # above 0 where packs were left out for that
+    lost: list[str]  # this rank's examples whose loss is no number
+
+
+def gradients(lesson, packs, ranks, dtype) -> Found:
+    """Leave the step's mean gradient in every parameter, on every rank the same."""
     net, named = lesson.net, lesson.named
-    said = torch.zeros(3, device=net.device)  # summed loss, weight, wishes to stop
+    said = torch.zeros(4, device=net.device)  # summed loss, weight, wishes to stop, left out
     lost = []
-    for pack in packs:
-        with torch.autocast(net.device.type, dtype, enabled=dtype != net.dtype):
-            loss, weight = lesson.loss(pack)
-        if loss.requires_grad:  # not so where only hearing is trained, and nothing is heard
-            loss.backward()
-        said += torch.tensor([loss.item(), weight, 0.0], device=net.device)
+    for number, pack in enumerate(packs):
+        if STOPPED.asked and number:
+            said[3] = 1.0
+            break
+        try:
+            with torch.autocast(net.device.type, dtype, enabled=dtype != net.dtype):
+                loss, weight = lesson.loss(pack)
+            if loss.requires_grad:  # not so where only hearing is trained, and nothing is heard
+                loss.backward()
+        except torch.OutOfMemoryError as error:
+            found = f"{length(pack)}: {str(error).splitlines()[0]:.120}"
+            expect(False, "--tokens", "packs that the memory has room for", found)
+        said[:2] += torch.tensor([loss.item(), weight], device=net.device)
         lost += [] if math.isfinite(loss.item()) else [e.id for e in pack]
     said[2] = float(STOPPED.asked)
     params = [p for _, p in named]
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     flat = torch.cat([part.float().flatten() for part in parts] + [said])
-    loss, weight, wishes = ranks.sum(flat)[-3:].tolist()
-    for p, mean in zip(params, flat[:-3].split([p.numel() for p in params])):
+    loss, weight, wishes, cut = ranks.sum(flat)[-4:].tolist()
+    for p, mean in zip(params, flat[:-4].split([p.numel() for p in params])):
         p.grad = (mean / max(weight, 1)).view_as(p).to(p.dtype)
-    return loss / max(weight, 1), weight, wishes, lost
+    return Found(loss / max(weight, 1), weight, wishes, cut, lost)
 
 
 def look(lesson, ranks) -> dict:
@@ -1128,10 +1153,15 @@ def save_run(net, recipe, out):
 
 class Meter:
     def __init__(self, steps, done, before=0.0):
-        self.steps, self.first, self.done = steps, done, done
-        self.begun, self.examples, self.tokens, self.room = time.monotonic(), 0, 0, 0
-        self.skipped, self.before = 0, before
+        self.steps, self.done, self.skipped, self.before = steps, done, 0, before
+        self.begun = time.monotonic()
         self.show = progress("training", steps, done, "steps", 1)
+        self.anew()
+
+    def anew(self):
+        """Rates are of the time since the last line, and of training alone."""
+        self.since, self.first = time.monotonic(), self.done
+        self.examples, self.tokens, self.room = 0, 0, 0
 
     def add(self, step, skipped):
         self.done += 1
@@ -1147,7 +1177,7 @@ class Meter:
         return round(self.before + (time.monotonic() - self.begun) / 60, 2)
 
     def tell(self, out, loss, lr, norm, device, bad):
-        seconds = time.monotonic() - self.begun
+        seconds = time.monotonic() - self.since
         left = seconds / max(1, self.done - self.first) * (self.steps - self.done)
         line = {
             "step": self.done, "loss": number(loss, 6), "lr": lr, "norm": number(norm, 4),
@@ -1160,11 +1190,13 @@ class Meter:
         }  # fmt: skip
         print("  ".join(f"{name} {value}" for name, value in line.items()), file=sys.stderr)
         log_line(out, line)
+        self.anew()
 
     def tell_dev(self, out, tasks):
         told = "  ".join(f"{task} {right:.2f}" for task, right in tasks.items())
         print(clean(f"  dev {macro(tasks):.3f}: {told}"), file=sys.stderr)
         log_line(out, {"step": self.done, "minutes": self.minutes, "dev": tasks})
+        self.anew()
 
 
 def log_line(out, line):
@@ -1178,9 +1210,9 @@ def number(value, digits) -> float | None:
 
 
 def tell_gate(recipe, step, tasks):
-    """What a phase was to reach, and what it did not."""
+    """What a phase was to reach in every task, and where it did not."""
     low = [f"{task} {right:.2f}" for task, right in tasks.items() if right < recipe.gate]
-    passed = macro(tasks) >= recipe.gate
+    passed = not low
     said = f"gate {recipe.gate}: {'passed' if passed else 'NOT passed'}, with {macro(tasks):.3f}"
     print(clean(said + (f"; below it: {', '.join(low)}" if low else "")), file=sys.stderr)
     log_line(Path(recipe.out), {"step": step, "gate": recipe.gate, "passed": passed, "dev": tasks})
@@ -1227,7 +1259,13 @@ def begin(run):
     ):
         print(clean(line, keep="\n"), file=sys.stderr)
     about = {"code": git_hash(), "licences": plan.rows.licences}
-    write_json(run.out / "train.json", {**asdict(run.recipe), **about})
+    path = run.out / "train.json"
+    before = read_json(path) if done and path.exists() else {}
+    for name, value in asdict(run.recipe).items():
+        if before.get(name, value) != value:
+            said = f"{name}: from here on {value!r}, before {before[name]!r}"
+            print(clean(said), file=sys.stderr)
+    write_json(path, {**asdict(run.recipe), **about})
     cut_log(run.out / "log.jsonl", done, run.state["due"])
 
 
@@ -1264,7 +1302,8 @@ class Run:
         rows = self.lesson.rows
         base = ranks.gather(weights_hash(recipe.base) if ranks.rank == 0 else "")[0]
         same = {name: getattr(recipe, name) for name in SAME}
-        self.state["plan"] = same | {"muon": recipe.muon > 0, "rows": len(rows), "base": base}
+        self.state["plan"] = same | {"muon": recipe.muon > 0, "base": base}
+        self.state["plan"] |= {"rows": len(rows), "data": rows.hash}
         if resumed and checkpoints(self.out):
             self.go_on(checkpoints(self.out)[-1])
         steps = ranks.gather(self.state["step"])
@@ -1298,12 +1337,16 @@ class Run:
 
     def look(self, meter):
         """Ask the dev set, and note that it is done; whoever calls has saved before."""
+        STOPPED.saved = True
         tasks = look(self.lesson, self.ranks)
+        STOPPED.saved = False
         last, best = self.state["due"] == "last look", self.state["best"]
         if self.ranks.rank == 0:
             meter.tell_dev(self.out, tasks)
             if macro(tasks) > best:
                 save_run(self.net, self.recipe, self.out / "best")
+                for name in ("train.json", "log.jsonl"):  # for whoever merges the best
+                    shutil.copyfile(self.out / name, self.out / "best" / name)
             if last and self.recipe.gate:
                 tell_gate(self.recipe, self.state["step"], tasks)
         self.keep(tasks=tasks, best=max(best, macro(tasks)), due="", minutes=meter.minutes)
@@ -1323,15 +1366,21 @@ def train(net, recipe, ranks, resumed=False) -> bool:
     for step in decoded(run.plan, ranks.rank, ranks.count):
         if (done := run.state["step"]) >= steps:
             break
-        loss, weight, wishes, lost = gradients(run.lesson, step.packs, ranks, dtype)
+        found = gradients(run.lesson, step.packs, ranks, dtype)
+        loss, wishes = found.loss, found.wishes
+        if found.cut:  # the next time this step is made from its beginning
+            run.keep(minutes=meter.minutes)
+            break
         share = rate(recipe, done, steps)
         norm = update(run.opts, run.full, named, recipe.clip, share, loss)
         wrong = 0 if math.isfinite(norm + loss) else wrong + 1
         if wrong:
-            report(done, wrong, sum(ranks.gather(lost), []) or step.ids, ranks.rank)
+            report(done + 1, wrong, sum(ranks.gather(found.lost), []) or step.ids, ranks.rank)
         run.state |= {"step": done + 1, "place": step.place}
         meter.add(step, wrong > 0)
         ended = done + 1 >= steps or step.last
+        if ended:  # of so many examples as are good it may be sooner than was planned
+            run.state["steps"] = done + 1
         if (done + 1) % recipe.every == 0 or ended or wishes:
             due = ended or (done + 1) % (recipe.every * recipe.looks) == 0
             due = run.lesson.looks and due and ("last look" if ended else "look")
@@ -1391,6 +1440,7 @@ def from_nothing(recipe, dir):
     net = PolyAudio(Config.from_dict(shape))
     net.dir, net.layout = Path(dir).resolve(), "polyaudio"
     set_out(net, tokenizer)
+    write_json(Path(dir) / "generation_config.json", {"eos_token_id": text["eos_token_id"]})
     net.save(dir)
 
 
@@ -1472,19 +1522,29 @@ def copy_from_the_start(layers, config, colon):
 # the run's.
 
 
-def run_phases(recipe, given, device, ranks):
-    """given: the fields that flags have set; they hold in every phase."""
+def run_phases(recipe, given, device, ranks, again=None):
+    """given: the fields that flags have set; they hold in every phase. again: the phase from which
+    all is done anew."""
+    if again and ranks.rank == 0:
+        begin_again(phase_of(recipe, given, again), recipe.out, again)
+    ranks.gather("forgotten")
     base = Path(recipe.out) / "base"
     if ranks.rank == 0 and not (base / "config.json").exists():  # the last of what is written
         from_nothing(recipe, base)
     ranks.gather("the base is there")
     for name in PHASES:
         own = {field: value for field, value in PHASES[name].items() if field not in given}
-        folder = phase_folder(recipe.out, name)
-        phase = replace(recipe, **own, base=str(base), out=str(folder))
-        if not learn(phase, device, ranks, f"phase {name}: {told(own)}"):
+        if not learn(phase_of(recipe, given, name), device, ranks, f"phase {name}: {told(own)}"):
             return
-        base = folder
+
+
+def phase_of(recipe, given, name) -> Recipe:
+    """A phase's own recipe: it begins where the one before it ended."""
+    own = {field: value for field, value in PHASES[name].items() if field not in given}
+    names = ["base", *PHASES]
+    before = names[names.index(name) - 1]
+    base = phase_folder(recipe.out, before)
+    return replace(recipe, **own, base=str(base), out=str(phase_folder(recipe.out, name)))
 
 
 def phase_folder(out, name) -> Path:
@@ -1509,16 +1569,18 @@ def learn(recipe, device, ranks, said) -> bool:
     return whole
 
 
-def begin_again(recipe, first):
-    """Forget that phase and what came of it."""
+def begin_again(phase, out, first):
+    """Forget that phase and what came of it; but a mistake in its flags is told before."""
+    if Path(phase.base, "config.json").exists():
+        Plan(phase, LESSONS[phase.teach](PolyAudio.from_dir(phase.base), phase))
     after = list(PHASES)[list(PHASES).index(first) :]
     for name in after:
-        folder = phase_folder(recipe.out, name)
+        folder = phase_folder(out, name)
         for path in [*folder.glob("state-*"), *folder.glob("asked.json")]:
             path.unlink()
     gone = ["base"] * (first == "hear") + ["ablate"] * (len(after) > 1)
     for name in gone:
-        shutil.rmtree(Path(recipe.out) / name, ignore_errors=True)
+        shutil.rmtree(Path(out) / name, ignore_errors=True)
 
 
 def told(fields) -> str:
@@ -1546,11 +1608,11 @@ PAPER = {  # what PolyAudio found, on other data
 
 def run_ablations(recipe, given, device, ranks):
     def answer(**more):
-        own = {name: value for name, value in PHASES["answer"].items() if name not in given}
-        return replace(recipe, **{**own, **more})
+        return replace(phase_of(recipe, given, "answer"), **more)
 
     join, home = Path(recipe.out) / "join", Path(recipe.out) / "ablate"
     expect(has_ended(answer()), recipe.out, "a run that has come to its end", "none")
+    expect(recipe.dev, "--ablate", "a --dev set", "none")
     short = {name: value for name, value in ARM.items() if name not in given}
     arms = [(arm, seed) for seed in range(recipe.seed, recipe.seed + SEEDS) for arm in ARMS]
     found = {}
@@ -1631,8 +1693,9 @@ def spread_out(device):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    leash = os.pipe()  # its end for writing is closed when this process ends, by whatever cause
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **where}
+    env = {"OMP_NUM_THREADS": "1", **os.environ, **where, "LEASH": str(leash[0])}
     ranks, asked = [], []
 
     def pass_on(number, frame):
@@ -1644,10 +1707,34 @@ def spread_out(device):
         signal.signal(number, pass_on)
     for rank in range(count):
         own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=own))
-    codes = [rank.wait() for rank in ranks]
+        ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=own, pass_fds=leash[:1]))
+    codes = waited(ranks)
     ended = next((code if code > 0 else 128 - code for code in codes if code), 0)
     sys.exit(128 + asked[0] if ended and asked else ended)
+
+
+def waited(ranks) -> list[int]:
+    """Their exit codes. Where one dies, the others notice and say so; but they may not have met
+    yet, and would wait for it."""
+    stopped, gone = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM), 0
+    while any(rank.poll() is None for rank in ranks):
+        gone += any(rank.poll() not in (None, *stopped) for rank in ranks)
+        if gone == 100:
+            for rank in ranks:
+                rank.kill()
+        time.sleep(0.1)
+    return [rank.poll() for rank in ranks]
+
+
+def on_leash():
+    """A rank that spread_out has begun ends with it."""
+
+    def wait(end):
+        os.read(end, 1)
+        os._exit(1)
+
+    if "LEASH" in os.environ:
+        threading.Thread(target=wait, args=[int(os.environ["LEASH"])], daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1887,7 +1974,9 @@ def main():
     check_recipe(recipe)
     if args.dry_run:
         return run_dry(recipe, args)
-    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    on_cpu = args.device == "cpu" or not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    )
     if not recipe.base and on_cpu and shutil.which(os.environ.get("CXX", "g++")):
         os.environ.setdefault("POLYAUDIO_KERNELS", "compiled")  # before the first ask
     device = find_device(args.device)
@@ -1900,6 +1989,7 @@ def main():
     found = f"that of step {step}" if there else ""
     expect(resume or not there, recipe.out, "--resume, or no checkpoint there", found)
     if not recipe.base:
+        on_leash()
         spread_out(device)
     ranks = join_ranks(device)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -1912,11 +2002,11 @@ def main():
             dtype = torch.bfloat16 if frozen_half else torch.float32
             train(PolyAudio.from_dir(recipe.base, device, dtype), recipe, ranks, args.resume)
         else:
-            if args.from_phase and ranks.rank == 0:
-                begin_again(recipe, args.from_phase)
-            ranks.gather("forgotten")
-            run = run_ablations if args.ablate else run_phases
-            run(recipe, given_fields(args), device, ranks)
+            given = given_fields(args)
+            if args.ablate:
+                run_ablations(recipe, given, device, ranks)
+            else:
+                run_phases(recipe, given, device, ranks, args.from_phase)
     if ranks.count > 1:
         dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -278,7 +279,7 @@ def test_each_lesson_is_learned_by_heart(recipe, teach):
     rows, found = [heard(lesson, 4)], []
     frozen = {n: p.clone() for n, p in lesson.net.named_parameters() if not p.requires_grad}
     for _ in range(100 if teach == "meanings" else 40):
-        loss, *_ = train.gradients(lesson, rows, Ranks(), torch.float32)
+        loss = train.gradients(lesson, rows, Ranks(), torch.float32).loss
         train.update(opts, full, lesson.named, 1.0, 0.5, loss)
         found.append(loss)
     assert found[-1] < found[0] / 2
@@ -513,6 +514,22 @@ def test_a_phase_may_be_begun_again_and_the_rest_follows(whole, toy, tmp_path):
     assert not re.search(r"phase \w+:", said), "nothing is left to do"
 
 
+@pytest.mark.parametrize("phase, words, said", [
+    ("answer", ["--tasks=oder 2"], "--tasks: expected a name"),
+    ("join", ["--trains=nothing_here"], "--trains: expected"),
+])  # fmt: skip
+def test_a_mistake_in_what_is_begun_again_loses_nothing(whole, toy, phase, words, said):
+    states = sorted(whole[0].glob("**/state-*"))
+    assert said in call(*small(toy, whole[0], f"--from-phase={phase}", *words), code=2,
+                        WORLD_SIZE="1")  # fmt: skip
+    assert sorted(whole[0].glob("**/state-*")) == states
+
+
+def test_ablations_want_a_set_to_ask(whole, toy):
+    said = call(*small(toy, whole[0], "--ablate", "--dev="), code=2, WORLD_SIZE="1")
+    assert "--ablate: expected a --dev set, found none" in said
+
+
 def test_a_run_that_is_there_is_not_overwritten(whole, toy):
     said = call(*small(toy, whole[0]), code=2)
     assert "expected --resume, or no checkpoint there, found that of step 2" in said
@@ -539,18 +556,18 @@ def test_as_many_ranks_as_cores_that_it_may_use(monkeypatch):
     begun = []
 
     class Rank:
-        def __init__(self, words, env):
+        def __init__(self, words, env, pass_fds):
+            assert str(*pass_fds) == env["LEASH"]
             begun.append((words, env))
 
-        def wait(self):
-            return [0, 2, -9][len(begun) - 1]
+        def poll(self):
+            return 2
 
     monkeypatch.setattr(train, "cores", lambda: 3)
     monkeypatch.setattr(train.subprocess, "Popen", Rank)
     monkeypatch.setattr(train.signal, "signal", lambda *given: None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(train.sys, "argv", ["train.py", "--seed", "3"])
-    monkeypatch.setattr(Rank, "wait", lambda self: 2)
     with pytest.raises(SystemExit) as end:
         train.spread_out(torch.device("cpu"))
     assert end.value.code == 2, "that of a rank that failed"
@@ -560,6 +577,57 @@ def test_as_many_ranks_as_cores_that_it_may_use(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     train.spread_out(torch.device("cpu"))
     assert len(begun) == 3, "a rank begins no others"
+
+
+@pytest.mark.parametrize("ends, codes, killed", [
+    ([(0, 1), (0, 5)], [0, 0], False), ([(143, 1), (143, 300)], [143, 143], False),
+    ([(-9, 1), (2, 30)], [-9, 2], False), ([(1, 1), (0, math.inf)], [1, -9], True),
+])  # fmt: skip
+def test_a_rank_that_nobody_can_meet_is_not_waited_for(monkeypatch, ends, codes, killed):
+    """ends: the code with which each ends, and after how many looks. Who saves may take long."""
+    looks, kills = [0], []
+
+    class Rank:
+        def __init__(self, code, when):
+            self.code, self.when = code, when
+
+        def poll(self):
+            return self.code if looks[0] >= self.when else None
+
+        def kill(self):
+            kills.append(self)
+            if self.poll() is None:
+                self.code, self.when = -9, 0
+
+    monkeypatch.setattr(train.time, "sleep", lambda seconds: looks.append(looks.pop() + 1))
+    assert train.waited([Rank(*end) for end in ends]) == codes
+    assert bool(kills) == killed
+
+
+@pytest.mark.long
+def test_ranks_end_with_the_one_that_began_them(toy, tmp_path):
+    """By kill -9, too; else they would go on unseen, and keep the folder."""
+    words = small(toy, tmp_path / "run", "--steps=100000", "--every=100000")
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "POLYAUDIO_KERNELS": "cpu"},
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("world-"):
+            break
+    with pytest.raises(BadInput, match="one run at a time"), train.alone(tmp_path / "run"):
+        pass
+    process.kill()
+    process.wait()
+    limit, free = time.monotonic() + 20, False
+    while not free and time.monotonic() < limit:
+        time.sleep(0.1)
+        try:
+            with train.alone(tmp_path / "run"):
+                free = True
+        except BadInput:
+            pass
+    assert free
 
 
 def test_cores_are_those_of_the_container(monkeypatch, tmp_path):
@@ -658,9 +726,12 @@ def test_arms_are_learned_and_told_in_a_table(whole, toy, tmp_path, monkeypatch,
     again = capsys.readouterr()
     assert again.out == told.out and "arm " not in again.err, "what is done is not done again"
     assert (out / "asked.json").exists()
-    train.begin_again(recipe, "answer")
+    def again(name):
+        train.begin_again(train.phase_of(recipe, given, name), out, name)
+
+    again("answer")
     assert (out / "ablate").exists() and not (out / "asked.json").exists()
-    train.begin_again(recipe, "join")
+    again("join")
     assert not (out / "ablate").exists(), "arms on another encoder would not compare"
 
 

@@ -207,7 +207,7 @@ def test_one_batch_is_learned_by_heart(recipe):
     rows = [heard(Plan(recipe, lesson), 4)]
     found = []
     for _ in range(60):
-        loss, weight, _, _ = train.gradients(lesson, rows, Ranks(), net.dtype)
+        loss = train.gradients(lesson, rows, Ranks(), net.dtype).loss
         train.update(opts, [[1e-2]], named, 1.0, 1.0, loss)
         found.append(loss)
     assert found[0] > 3
@@ -307,7 +307,7 @@ def shaken(recipe, seed=1):
 
 
 def slopes(lesson, rows):
-    loss, weight, _, _ = train.gradients(lesson, rows, Ranks(), torch.float32)
+    loss = train.gradients(lesson, rows, Ranks(), torch.float32).loss
     found = {name: p.grad.clone() for name, p in lesson.named}
     for _, p in lesson.named:
         p.grad = None
@@ -337,6 +337,30 @@ def test_recomputing_changes_nothing(recipe):
     assert not learning(replace(recipe, recompute=0)).net.language_model.recompute
 
 
+@pytest.mark.parametrize("recompute, times", [(1, 2), (0, 1)])
+def test_what_is_not_kept_is_computed_twice(recipe, recompute, times):
+    lesson = learning(replace(recipe, recompute=recompute))
+    calls = []
+    for layer in lesson.net.language_model.layers:
+        layer.register_forward_pre_hook(lambda *given: calls.append(1))
+    train.gradients(lesson, [heard(Plan(recipe, lesson), 3)], Ranks(), torch.float32)
+    assert len(calls) == times * len(lesson.net.language_model.layers)
+
+
+def test_a_pack_that_the_memory_has_no_room_for_is_told_in_a_line(recipe):
+    lesson = learning(recipe)
+
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more")
+
+    lesson.loss = full
+    rows = [heard(Plan(recipe, lesson), 2)]
+    said = "--tokens: expected packs .* found [0-9]+: CUDA out of"
+    with pytest.raises(BadInput, match=said) as told:
+        train.gradients(lesson, rows, Ranks(), torch.float32)
+    assert "and more" not in str(told.value)
+
+
 def test_loss_is_the_mean_over_what_is_learned(recipe):
     """Examples twice: twice the sum and twice the weight."""
     lesson = shaken(recipe)
@@ -353,8 +377,8 @@ def test_bf16_trains_the_adapter_in_float32(recipe):
     named = lesson.named
     assert {p.dtype for _, p in named} == {torch.float32}
     rows = [heard(Plan(recipe, lesson), 3)]
-    loss = train.gradients(lesson, rows, Ranks(), torch.bfloat16)[0]
-    plain = train.gradients(learning(recipe), rows, Ranks(), torch.float32)[0]
+    loss = train.gradients(lesson, rows, Ranks(), torch.bfloat16).loss
+    plain = train.gradients(learning(recipe), rows, Ranks(), torch.float32).loss
     assert loss == pytest.approx(plain, abs=0.1)
 
 
@@ -503,6 +527,19 @@ def test_rows_are_full(planned, capsys):
         print(f" fill {found:.4f} packed, {grouped:.4f} grouped by length", end="")
     assert found >= 0.985
     assert found > grouped
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_the_fill_that_is_told_is_that_of_the_packs_that_run(planned, monkeypatch, ranks):
+    """Where ranks pack their own, these are more, and none of them is full."""
+    monkeypatch.setattr(train, "load", lambda plan, example: example)
+    views = [
+        list(train.decoded(planned(lengths_like_the_real(2000), batch=128, tokens=16384), r, ranks))
+        for r in range(ranks)
+    ]
+    for steps in zip(*views):
+        assert {step.room for step in steps} == {16384 * sum(len(step.packs) for step in steps)}
+        assert steps[0].tokens == sum(train.length(pack) for step in steps for pack in step.packs)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -823,13 +860,29 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_resuming_at_any_step_gives_the_same_steps(recipe, unbroken, one_thread):
+@pytest.fixture
+def asked_late(monkeypatch):
+    """To stop in the last pack of a step: the first, or the one of that number."""
+    plain, steps, when = train.gradients, [], [1]
+
+    def gradients(*given):
+        found = plain(*given)
+        steps.append(found)
+        if len(steps) >= when[0]:
+            train.STOPPED.asked = signal.SIGTERM
+            found.wishes = 1.0
+        return found
+
+    monkeypatch.setattr(train, "gradients", gradients)
+    return when
+
+
+def test_resuming_at_any_step_gives_the_same_steps(recipe, unbroken, one_thread, asked_late):
     expected, weights = losses(unbroken.out), adapter(unbroken.out)
     recipe = replace(recipe, every=1)
     for step in range(1, 7):
         train.STOPPED.asked = 0
         with pytest.raises(SystemExit) as end:
-            train.STOPPED.asked = signal.SIGTERM  # every step is the last
             in_process(recipe, resumed=step > 1)
         assert end.value.code == 143
         assert train.checkpoints(Path(recipe.out))[-1].name == f"state-{step:07d}.safetensors"
@@ -870,6 +923,7 @@ def test_a_run_ends_with_a_checkpoint_even_where_rows_are_bad(home, recipe, tmp_
     assert [line["step"] for line in log_of(recipe.out)] == [3]
     assert len(train.checkpoints(Path(recipe.out))) == 1
     assert log_of(recipe.out)[0]["bad_rows"] == 1
+    assert train.has_ended(recipe)
 
 
 def test_only_whole_checkpoints_are_read(recipe, unbroken, one_thread):
@@ -901,6 +955,59 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, unbroken, change):
         in_process(replace(recipe, **change), resumed=True)
 
 
+def test_other_rows_than_so_far_are_refused(home, recipe, unbroken, tmp_path):
+    """As many as before, but not the same."""
+    rows = [json.loads(line) for line in Path(recipe.data).open()]
+    rows[3]["question"] += "?"
+    shutil.copytree(unbroken.out, recipe.out)
+    data = write_rows(home / "others.jsonl", rows)
+    with pytest.raises(BadInput, match="--resume: data: expected"):
+        in_process(replace(recipe, data=str(data)), resumed=True)
+
+
+def test_checkpoints_beside_a_base_are_not_the_base(home, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(home / "weights", base)
+    before = train.weights_hash(base)
+    (base / "state-0000001.safetensors").write_bytes(b"x")
+    assert train.weights_hash(base) == before
+    (base / "other.safetensors").write_bytes(b"x")
+    assert train.weights_hash(base) != before
+
+
+def test_the_best_can_be_merged_with_its_card(recipe, unbroken, tmp_path):
+    assert run_main("--merge", unbroken.out / "best", "--out", tmp_path / "best") == 0
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "CC-BY-4.0, CC0-1.0" in card and "On the dev set at the end" in card
+
+
+def test_a_clip_shorter_than_its_header_says_is_learned_from(recipe, monkeypatch):
+    """As of an mp3, which is made a whole number of packets long."""
+    plan = plan_of(recipe)
+    plan.fill()
+    example = next(iter(plan.waiting.values()))
+    whole = train.load(plan, example)
+    plain = train.load_clip
+    monkeypatch.setattr(train, "load_clip", lambda *given: plain(*given)[: -1000])
+    found = train.load(plan, example)
+    for wave, other in zip(found.clips, whole.clips, strict=True):
+        assert len(wave) == len(other) and not wave[-1000:].any()
+        assert np.array_equal(wave[:-1000], other[:-1000])
+
+
+def test_clips_are_decoded_ahead(recipe, monkeypatch):
+    """Of the steps to come, while somebody is at the first."""
+    seen, plain = [], train.load
+    monkeypatch.setattr(train, "load", lambda plan, e: seen.append(e.id) or plain(plan, e))
+    steps = train.decoded(plan_of(recipe), 0, 1)
+    first = next(steps)
+    limit = time.monotonic() + 20
+    while len(seen) < (train.AHEAD + 1) * len(first.ids) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert len(seen) >= (train.AHEAD + 1) * len(first.ids)
+    steps.close()
+
+
 def test_a_checkpoint_on_another_base_is_refused(home, recipe, unbroken, tmp_path):
     """Of the same shape: what was learned would be added to other numbers."""
     base = rewrite(home / "weights", tmp_path / "base", edit=lambda tensors: [
@@ -911,6 +1018,99 @@ def test_a_checkpoint_on_another_base_is_refused(home, recipe, unbroken, tmp_pat
     shutil.copytree(unbroken.out, recipe.out)
     with pytest.raises(BadInput, match="--resume: base: expected"):
         in_process(replace(recipe, base=str(base)), resumed=True)
+
+
+def test_a_stop_does_not_wait_for_the_packs_of_a_step(recipe, one_thread, monkeypatch):
+    """A step can take minutes. It is made once more, from its beginning."""
+    recipe = replace(recipe, batch=8, every=1, steps=3)  # of 200 tokens, several packs a step
+    straight = replace(recipe, out=recipe.out + "-straight")
+    in_process(straight)
+    packs, plain = [], train.Answers.loss
+
+    def counted(lesson, pack):
+        packs.append(pack)
+        if len(packs) == first + 1:
+            train.STOPPED.asked = signal.SIGTERM
+        return plain(lesson, pack)
+
+    first = len(next(train.decoded(plan_of(recipe), 0, 1)).packs)
+    assert first > 1
+    monkeypatch.setattr(train.Answers, "loss", counted)
+    with pytest.raises(SystemExit) as end:
+        in_process(recipe)
+    assert end.value.code == 143 and len(packs) == first + 1, "one of the second step"
+    assert train.checkpoints(Path(recipe.out))[-1].name == "state-0000001.safetensors"
+    train.STOPPED.asked = 0
+    in_process(recipe, resumed=True)
+    assert losses(recipe.out) == losses(straight.out)
+    assert furthest(adapter(recipe.out), adapter(straight.out)) == 0.0
+
+
+def test_a_stop_in_the_first_step_saves_its_beginning(recipe, one_thread):
+    recipe = replace(recipe, batch=8, every=1, steps=1)
+    train.STOPPED.asked = signal.SIGTERM
+    with pytest.raises(SystemExit):
+        in_process(recipe)
+    assert train.checkpoints(Path(recipe.out))[-1].name == "state-0000000.safetensors"
+    train.STOPPED.asked = 0
+    in_process(recipe, resumed=True)
+    assert list(losses(recipe.out)) == [1]
+
+
+def test_a_stop_while_the_dev_set_is_asked_is_at_once(recipe, home, monkeypatch):
+    """All is saved, and the look is for the next time."""
+    recipe = replace(recipe, dev=str(home / "dev.jsonl"), every=2, steps=2)
+
+    def stopped(*given):
+        train.STOPPED(signal.SIGTERM, None)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "look", stopped)
+        with pytest.raises(SystemExit) as end:
+            in_process(recipe)
+    assert end.value.code == 143
+    train.STOPPED.saved = False
+    in_process(recipe, resumed=True)
+    assert [(line["step"], "dev" in line) for line in log_of(recipe.out)] == [(2, False), (2, True)]
+
+
+def test_what_is_otherwise_from_here_on_is_told(recipe, unbroken, capsys):
+    shutil.copytree(unbroken.out, recipe.out)
+    in_process(replace(recipe, lr=1e-4, dev=""), resumed=True)
+    said = capsys.readouterr().err
+    assert "lr: from here on 0.0001, before 0.001" in said and "batch: from" not in said
+    assert json.loads((Path(recipe.out) / "train.json").read_text())["lr"] == 1e-4
+
+
+def test_rates_are_those_of_the_time_since_the_last_line(tmp_path, monkeypatch):
+    """What a look takes is not counted, and neither is what went before."""
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train, "progress", lambda *given: lambda n: None)
+    meter, device = train.Meter(10, 0), torch.device("cpu")
+    step = train.Step([], ["a", "b"], 600, 1000, {})
+    for seconds in (1, 1, 10, 10):
+        now[0] += seconds
+        meter.add(step, False)
+        if meter.done % 2 == 0:
+            meter.tell(tmp_path, 1.0, 0.1, 1.0, device, 0)
+            now[0] += 1000
+            meter.tell_dev(tmp_path, {"odd": 1.0})
+    first, second = (line for line in log_of(tmp_path) if "loss" in line)
+    assert (first["examples/s"], first["tokens/s"], first["fill"]) == (2.0, 600, 0.6)
+    assert (second["examples/s"], second["left_min"]) == (0.2, 1.0)
+    assert second["minutes"] == pytest.approx(1022 / 60, abs=0.01)
+
+
+@pytest.mark.parametrize("tasks, passed", [({"odd": 0.9, "link": 0.95}, True),
+                                           ({"odd": 1.0, "link": 0.89}, False)])  # fmt: skip
+def test_a_gate_is_passed_by_every_task(recipe, tmp_path, capsys, tasks, passed):
+    train.tell_gate(replace(recipe, gate=0.9, out=str(tmp_path)), 7, tasks)
+    (line,) = log_of(tmp_path)
+    assert (line["passed"], line["dev"], line["step"]) == (passed, tasks, 7)
+    said = capsys.readouterr().err
+    assert ("NOT passed" in said) != passed and ("below it: link 0.89" in said) != passed
 
 
 def test_a_finished_epoch_resumed_does_nothing(recipe, one_thread):
@@ -924,18 +1124,9 @@ def test_a_finished_epoch_resumed_does_nothing(recipe, one_thread):
     assert log_of(recipe.out) == log
 
 
-def test_a_stop_in_the_last_step_leaves_the_look_for_the_next_time(recipe, home, monkeypatch):
+def test_a_stop_in_the_last_step_leaves_the_look_for_the_next_time(recipe, home, asked_late):
     recipe = replace(recipe, dev=str(home / "dev.jsonl"), every=100, steps=3, gate=0.1)
-    plain = train.gradients
-
-    def last(*given):
-        if train.Path(recipe.out).exists() and len(calls) == 2:
-            train.STOPPED.asked = signal.SIGTERM
-        calls.append(1)
-        return plain(*given)
-
-    calls = []
-    monkeypatch.setattr(train, "gradients", last)
+    asked_late[0] = 3
     with pytest.raises(SystemExit):
         in_process(recipe)
     assert [line["step"] for line in log_of(recipe.out)] == [3]
@@ -993,7 +1184,7 @@ def test_a_step_without_a_gradient_is_left_out(recipe, capsys):
     counts = {int(value) for name, value in state.items() if name.startswith("s.step.")}
     assert counts == {2}
     assert (
-        "step 1: the gradient is no number, and the step is left out: row-"
+        "step 2: the gradient is no number, and the step is left out: row-"
         in capsys.readouterr().err
     )
 
@@ -1006,7 +1197,7 @@ def test_three_in_a_row_stop_the_run_with_the_ids(recipe):
     plan = plan_of(recipe)
     fifth = [ids_of(plan.step()) for _ in range(5)][-1]
     with pytest.raises(
-        BadInput, match=rf"step 4: .* none, as in the 2 steps before, on {fifth[0]}"
+        BadInput, match=rf"step 5: .* none, as in the 2 steps before, on {fifth[0]}"
     ):
         in_process(recipe, net=net)
     assert [line["step"] for line in log_of(recipe.out)] == [1, 2, 3, 4]
@@ -1017,7 +1208,7 @@ def test_the_ids_are_those_of_the_row(recipe):
     net = lesson.net
     rows = [[e] for e in heard(Plan(recipe, lesson), 3)]
     Losing(net, lambda call, examples: call == 2)
-    lost = train.gradients(lesson, rows, Ranks(), net.dtype)[3]
+    lost = train.gradients(lesson, rows, Ranks(), net.dtype).lost
     assert lost == [rows[1][0].id]
 
 
@@ -1144,7 +1335,8 @@ def test_asked_to_stop_it_saves_first(recipe, number):
     (path,) = train.checkpoints(Path(recipe.out))
     step = json.loads(path.with_suffix(".json").read_text())["step"]
     assert 0 < step < 100_000
-    assert [line["step"] for line in log_of(recipe.out)] == [step]
+    log = Path(recipe.out) / "log.jsonl"  # of a step that was broken off nothing is told
+    assert not log.exists() or {line["step"] for line in log_of(recipe.out)} <= {step}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1394,7 +1586,8 @@ def test_a_run_is_not_its_own_base(recipe, home, capsys):
 def test_where_only_hearing_is_trained_text_teaches_nothing(recipe):
     lesson = learning(replace(recipe, lora="", trains="multi_modal_projector"))
     texts = [Example("t", "odd", list(range(9)), [], [0.0] * 5 + [1.0] * 4)]
-    loss, weight, *_ = train.gradients(lesson, [texts], Ranks(), torch.float32)
+    found = train.gradients(lesson, [texts], Ranks(), torch.float32)
+    loss, weight = found.loss, found.weight
     assert loss > 0 and weight == 4
     assert not any(p.grad.any() for _, p in lesson.named)
 
