@@ -99,7 +99,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=Version, **how)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {clean(message)} (--help lists the flags)\n")
+        bare = re.search("expected (at least )?one argument|unrecognized", message)
+        dash = "; a name that begins with - is written ./-name" if bare else ""
+        self.exit(2, f"{self.prog}: {clean(message)}{dash} (--help lists the flags)\n")
 
     def format_help(self):
         lines = (sys.modules["__main__"].__doc__ or "").splitlines()
@@ -195,15 +197,17 @@ def write_json(path, value):
 
 
 def git_hash() -> str:
-    """Of this code, as far as anybody knows."""
+    """Of this code, as far as anybody knows: not that of a repository around a copy of it."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
+                              text=True, timeout=10).stdout.strip()  # fmt: skip
+
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+        within = git("rev-parse", "--show-prefix")
+        return not within and git("describe", "--always", "--dirty") or "no git here"
     except (OSError, subprocess.TimeoutExpired):
         return "no git here"
-    return run.stdout.strip() or "no git here"
 
 
 # ------------------------------------------------------------------------------------------------

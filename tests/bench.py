@@ -1,8 +1,9 @@
 """How fast, and how much memory, beside transformers on the same weights.
 
-    python -m tests.bench                    # all but load: both types, five rounds
+    python -m tests.bench                    # resample to decode: both types, five rounds
     python -m tests.bench first --dtype f32  # one of them
     python -m tests.bench learn              # a LoRA step beside transformers and PEFT
+    python -m tests.bench start              # a question on two clips, beside `import torch`
     python -m tests.bench load               # 16.5 GB in shards, made, loaded, measured (~15 min)
 
 The network is Whisper-small's encoder (12 x 768) with Qwen2.5-0.5B's decoder (24 x 896), on a GPU
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -36,7 +38,7 @@ import torch  # noqa: E402
 
 import kernels  # noqa: E402
 from model import PolyAudio, free_memory  # noqa: E402
-from prepare import log_mels, n_slots, resample  # noqa: E402
+from prepare import INDEX, Parser, cli, expect, log_mels, n_slots, resample  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "data" / "bench"
@@ -60,11 +62,11 @@ MUST = {  # (must, aim) of the ratio, where one was set
 def checkpoint() -> Path:
     """The random checkpoint, made once (2.3 GB; on a GPU of AF3's size, 16.5 GB)."""
     if DEVICE == "cuda":
-        if not (HOME / "af3" / "config.json").exists():
+        if not (HOME / "af3" / INDEX).exists():
             write_af3(HOME / "af3")
         return HOME / "af3"
     dir = HOME / "small"
-    if (dir / "config.json").exists():
+    if (dir / "whole").exists():
         return dir
     from transformers import (
         AudioFlamingo3Config,
@@ -92,6 +94,7 @@ def checkpoint() -> Path:
             if name.endswith("bias"):
                 parameter.normal_(0, 0.02)
     model.save_pretrained(dir)
+    (dir / "whole").touch()
     return dir
 
 
@@ -422,7 +425,7 @@ def write_af3(dir: Path, layers=28, shard=4_900_000_000):
         index |= dict.fromkeys(tensors, file)
     size = sum(path.stat().st_size for path in dir.glob("*.safetensors"))
     document = {"metadata": {"total_size": size}, "weight_map": index}
-    (dir / "model.safetensors.index.json").write_text(json.dumps(document))
+    (dir / INDEX).write_text(json.dumps(document))
     return size
 
 
@@ -464,35 +467,58 @@ def load(rounds):
             )
 
 
+# --- the first command of the README
+
+
+def start(rounds):
+    """Both as a user has them, a process each, their files in memory from the first round on."""
+    clips = [str(ROOT / "clips" / f"{name}.flac") for name in ("anna", "anna_noisy")]
+    ask = [str(ROOT / "sample.py"), "--clips", *clips, "--ask", "Which audio suffers from noise?"]
+    arms = {}
+    for name, words in (("ours", ask), ("torch", ["-c", "import torch"])):
+        line = [sys.executable, *words]
+        arms[name] = partial(subprocess.run, line, check=True, stdout=subprocess.DEVNULL)
+    in_turn(arms, 1)
+    found = in_turn(arms, rounds)
+    mine, other = found["ours"][0], found["torch"][0]
+    ratio = f"{mine / other:.2f} times that, must 2"
+    print(f"start    f32  {mine:.2f} s, `import torch` {other:.2f} s: {ratio}")
+
+
+WHAT = ("resample", "mel", "encoder", "first", "decode", "learn", "start", "load")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "what", nargs="*", default=["resample", "mel", "encoder", "first", "decode"]
-    )
+    parser = Parser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=", ".join(WHAT))
     parser.add_argument("--dtype", nargs="*", default=["f32", "bf16"], choices=DTYPES)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="default: 5, of load 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--dir", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.what = args.what or WHAT[:5]
+    for name in args.what:
+        expect(name in WHAT, "WHAT", f"some of {', '.join(WHAT)}", name)
+    expect(args.rounds is None or args.rounds > 0, "--rounds", "1 or more", args.rounds)
     torch.set_num_threads(args.threads)
     if args.peak:
         load_arm(args.peak, args.dir) if args.dir else peak(args.peak, args.what[0], args.dtype[0])
         return
-    checkpoint()
     print(
         f"{'':13}{'ours':>9}{'theirs':>10}   {'ratio':>8}"
         f"   {args.threads} threads, torch {torch.__version__}, kernels: {kernels.chosen()}"
     )
     for name in args.what:
-        if name == "load":
-            load(1 if args.rounds == 5 else args.rounds)
+        if name in ("load", "start"):
+            {"load": load, "start": start}[name](args.rounds or {"load": 1, "start": 5}[name])
             continue
+        checkpoint()
         for dtype in ["f32"] if name in ("resample", "mel") else args.dtype:
-            compare(name, dtype, args.rounds)
+            compare(name, dtype, args.rounds or 5)
             if DEVICE == "cpu":
                 memory(name, dtype)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

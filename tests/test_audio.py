@@ -764,6 +764,29 @@ def test_a_wrong_flag_is_one_line(capsys):
     assert "\x1b" not in said
 
 
+@pytest.mark.parametrize("words", [["--clips", "-a.wav"], ["--out", "-a"], ["-a.wav"]])
+def test_how_to_write_a_name_that_begins_with_a_dash_is_told(words, capsys):
+    parser = prepare.Parser(prog="ask.py")
+    parser.add_argument("--clips", nargs="+")
+    parser.add_argument("--out")
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    said = capsys.readouterr().err
+    assert "./-name" in said and said.count("\n") == 1
+    words = [word.replace("-a", "./-a") for word in words if word.startswith("--")] + ["./-a.wav"]
+    if len(words) > 1:
+        assert "./-a.wav" in str(parser.parse_args(words))
+
+
+def test_the_repository_around_a_copy_is_not_the_codes_own(monkeypatch):
+    plain = prepare.git_hash()
+    within = Path(prepare.__file__).parent / "tests" / "prepare.py"
+    monkeypatch.setattr(prepare, "__file__", str(within))
+    assert prepare.git_hash() == "no git here"
+    monkeypatch.undo()
+    assert prepare.git_hash() == plain
+
+
 @pytest.mark.parametrize("script", ["prepare", "synth", "train", "sample", "judge"])
 def test_every_script_says_its_version_and_shows_its_commands(script, monkeypatch, capsys):
     module = importlib.import_module(script)

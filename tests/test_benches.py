@@ -806,7 +806,8 @@ def test_spice_is_run_where_it_is(adiff, monkeypatch):
 
 @pytest.mark.parametrize("told", [
     "", "null", "[]", "{}", "[null]", '[{"image_id": 0}]',
-    '[{"image_id": 0, "scores": {"All": 1}}]', '[{"image_id": 0, "scores": {"All": {"f": "much"}}}]', None,
+    '[{"image_id": 0, "scores": {"All": 1}}]',
+    '[{"image_id": 0, "scores": {"All": {"f": "much"}}}]', None,
 ])  # fmt: skip
 def test_what_spice_writes_is_not_believed_blindly(tmp_path, monkeypatch, told):
     def run(command, **how):

@@ -4,10 +4,10 @@ Small code stays small only if something fails when it grows."""
 
 import ast
 import re
-import subprocess
 
 import pytest
-from tests.conftest import ROOT
+from tests import conftest
+from tests.conftest import ROOT, listed_by_git, project_files
 
 TOP = {
     "README.md", "LICENSE", "requirements.txt", ".gitignore", "prepare.py", "synth.py", "model.py",
@@ -27,14 +27,14 @@ PACKAGES = {"torch", "numpy", "soundfile", "tiktoken", "requests", "safetensors"
 
 
 def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
+    listed = listed_by_git(ROOT)
+    if listed is None:
         pytest.skip("not a git checkout, so what is tracked is not known")
-    return [name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()]
+    return [name for name in listed if (ROOT / name).exists()]
 
 
 def python_files() -> list[str]:
-    return [name for name in tracked() if name.endswith(".py")]
+    return [name for name in project_files() if name.endswith(".py")]
 
 
 def program_files() -> list[str]:
@@ -110,6 +110,29 @@ def test_imports_run_one_way(name):
     outside = imported(ast.parse((ROOT / name).read_text())) - set(sys.stdlib_module_names)
     allowed = PACKAGES | MAY_IMPORT[stage] | ({"kernels"} if stage == "kernels" else set())
     assert outside <= allowed
+
+
+@pytest.mark.parametrize("codes, code", [([0, 5, 0], 0), ([0, 1], 1), ([0, -11, 0], 1)])
+def test_a_file_whose_process_is_killed_fails_the_suite(codes, code):
+    assert conftest.of_all(codes) == code
+
+
+def test_what_belongs_to_the_project_is_known_without_git(tmp_path, monkeypatch):
+    monkeypatch.setattr(conftest, "listed_by_git", lambda *given: None)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    kept = [".gitignore", "README.md", "tests/data/a.json", "weights/tiny/model.safetensors"]
+    gone = [".git/config", ".venv/lib/x.py", "a/__pycache__/x.pyc", "data/toy/x", "runs/tiny/x",
+            "weights/af3/config.json", "x.part"]  # fmt: skip
+    for name in kept[1:] + gone:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert sorted(project_files(tmp_path)) == kept
+
+
+def test_without_git_nothing_is_listed(tmp_path, monkeypatch):
+    assert listed_by_git(tmp_path) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert listed_by_git(ROOT) is None
 
 
 def test_requirements_are_exactly_the_packages():

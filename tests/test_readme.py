@@ -11,13 +11,14 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, project_files
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
@@ -48,13 +49,9 @@ def commands() -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     root = tmp_path_factory.mktemp("clone") / "polyaudio"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.splitlines()
-    for name in tracked or [p.relative_to(ROOT) for p in ROOT.rglob("*") if p.is_file()]:
-        if (ROOT / name).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+    for name in project_files():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
     return root
 
 
@@ -83,8 +80,12 @@ def test_a_command_of_the_readme(command, told, clone):
 
 
 def serve(command, clone):
-    """It answers, and Ctrl-C ends it."""
-    port = re.search(r"--serve (\d+)", command)[1]
+    """It answers, and Ctrl-C ends it. At another port: that of the README may be taken here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = re.sub(r"--serve \d+", f"--serve {port}", command)
+    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by way of a proxy
     server = subprocess.Popen(
         shlex.split(command), cwd=clone, env=surroundings(clone), stderr=subprocess.DEVNULL
     )
@@ -92,7 +93,7 @@ def serve(command, clone):
         health = None
         for _ in range(600):
             with contextlib.suppress(OSError):
-                health = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health"))
+                health = json.load(here.open(f"http://127.0.0.1:{port}/health"))
                 break
             time.sleep(0.1)
         assert health, "nobody answered in a minute"

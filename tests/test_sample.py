@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -508,6 +510,18 @@ def test_it_starts_without_what_takes_long(home):
     done = subprocess.run(command, cwd=home / "clips", env=env, capture_output=True, text=True)
     found = done.stdout.splitlines()[-1]
     assert (done.returncode, found) == (0, "triton" * torch.cuda.is_available()), done.stderr
+
+
+def test_anywhere_and_without_triton_it_says_what_the_readme_says(tmp_path):
+    """The model that comes along is found, from whichever folder."""
+    (tmp_path / "triton.py").write_text("raise ImportError('none here')\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    words, told = re.search(r"^\$ python sample.py (--clips .*)\n(.*)\n", readme, re.M).groups()
+    words = [str(ROOT / word) if word.startswith("clips/") else word for word in shlex.split(words)]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": ""}
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), *words], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr
 
 
 @pytest.mark.parametrize("leave, code", [("Ctrl-C", 130), ("close", 141)])

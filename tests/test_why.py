@@ -19,6 +19,7 @@ import torch
 from model import Config, PolyAudio
 from tests.checkpoints import edit_json, make, make_speaking, waves
 from tests.conftest import ROOT
+from tests.faults import forked
 
 
 def right_clip(row) -> int:
@@ -365,6 +366,26 @@ def test_the_measure_counts_what_it_says(home, net, tmp_path, monkeypatch):
     assert named_first(net, tmp_path / "bench.jsonl") == (2, 3, 4)
 
 
-if __name__ == "__main__":
-    first, right, total = named_first(PolyAudio.from_dir(sys.argv[1]), sys.argv[2])
+@pytest.mark.slow
+def test_of_needles_that_it_answers_right_it_names_the_right_clip_first(tmp_path):
+    """The model that comes along, on clips that it has not learned from."""
+    words = "--train 0 --bench 400 --split dev --clips 9000 --mix 0/0/100/0".split()
+    done = forked("synth.py", *words, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    net = PolyAudio.from_dir(ROOT / "weights" / "tiny")
+    first, right, total = named_first(net, tmp_path / "bench-dev.jsonl")
     print(f"{total} needles, {right} answered right, the right clip first in {first} of those")
+    assert total >= 90 and right >= 30 and first >= 0.9 * right
+
+
+def main():
+    parser = prepare.Parser(prog="python -m tests.test_why", description=__doc__)
+    parser.add_argument("weights", help="a folder of them")
+    parser.add_argument("bench", help="of whose needle questions it counts")
+    args = parser.parse_args()
+    first, right, total = named_first(PolyAudio.from_dir(args.weights), args.bench)
+    print(f"{total} needles, {right} answered right, the right clip first in {first} of those")
+
+
+if __name__ == "__main__":
+    prepare.cli(main)
