@@ -360,7 +360,8 @@ def show_why(net, clips, paths):
 # Origin must be the same. Nothing is fetched or opened for a client: a sound comes in the request.
 
 MOST = {
-    "bytes": 1 << 25, "letters": 1 << 20, "parts": 1000, "clips": 64, "waiting": 8, "threads": 128,
+    "bytes": 1 << 25, "small": 1 << 20, "letters": 1 << 20, "parts": 1000, "clips": 64,
+    "waiting": 8, "threads": 128,
     "samples": 1 << 27,  # as the files have them, all channels: 23 minutes at 48 kHz in stereo
 }  # fmt: skip
 PATIENCE = {"request": 20, "queue": 60, "answer": 300, "write": 10}  # seconds
@@ -680,14 +681,17 @@ class Client(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.route()
-        body, name = self.read_body(), self.server.name
-        with self.server.desk:  # as objects JSON can take 25 times its room: one body at a time
-            request = from_body(body)
-            check_request(request)
-            if request["model"] != name:
-                raise Refusal(404, f"model: expected {name}, found {request['model']:.80}")
-            reply = Reply(self.server.net, request, self.server.args)
-            self.server.enter(reply)
+        length, name = self.length(), self.server.name
+        large = self.server.large if length > MOST["small"] else contextlib.nullcontext()
+        with large:
+            body = self.read_body(length)
+            with self.server.desk:  # as objects JSON can take 25 times its room: one at a time
+                request = from_body(body)
+                check_request(request)
+                if request["model"] != name:
+                    raise Refusal(404, f"model: expected {name}, found {request['model']:.80}")
+                reply = Reply(self.server.net, request, self.server.args)
+                self.server.enter(reply)
         try:
             reply.read()
             self.server.waiting.put(reply)
@@ -695,7 +699,8 @@ class Client(BaseHTTPRequestHandler):
         finally:
             self.server.leave(reply)
 
-    def read_body(self) -> bytes:
+    def length(self) -> int:
+        """Of the body, by its head."""
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,18}", length):
             raise Refusal(411, "Content-Length: expected the size of the body, found none")
@@ -703,8 +708,11 @@ class Client(BaseHTTPRequestHandler):
             raise Refusal(413, f"body: expected up to {MOST['bytes']} bytes, found {length}")
         if self.headers.get_content_type() != "application/json":
             raise Refusal(415, "Content-Type: expected application/json, found another")
-        data = self.rfile.read(int(length))
-        expect(len(data) == int(length), "body", f"{length} bytes", len(data))
+        return int(length)
+
+    def read_body(self, length) -> bytes:
+        data = self.rfile.read(length)
+        expect(len(data) == length, "body", f"{length} bytes", len(data))
         return data
 
     def answer(self, reply, request):
@@ -754,6 +762,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.waiting = queue.SimpleQueue()  # those that can be answered
         self.places, self.door = set(), threading.Lock()  # of all that wait or are being read
         self.desk = threading.Lock()  # where a body is parsed
+        self.large = threading.BoundedSemaphore(MOST["waiting"])  # bodies that are not small
 
     def enter(self, reply):
         with self.door:

@@ -61,6 +61,8 @@ PATIENCE = 120  # seconds, and a command hangs
 class Run:
     """Begun when it is made; `before` happens in the new process, before anything else."""
 
+    alive: set = set()  # those that whoever leaves has to end
+
     def __init__(self, script, *words, before=lambda: None):
         self.words = [f"{script.__name__}.py", *map(str, words)]
         self.pipe, theirs = os.pipe()  # a file would be full when the disk is
@@ -75,6 +77,7 @@ class Run:
                 os._exit(code)
         os.close(theirs)
         os.set_blocking(self.pipe, False)
+        self.alive.add(self)
 
     def act(self, script, before) -> int:
         os.setsid()
@@ -108,6 +111,7 @@ class Run:
                 self.said += os.read(self.pipe, 1 << 20)
             time.sleep(0 if pid else 0.002)
         os.close(self.pipe)
+        self.alive.discard(self)
         return os.waitstatus_to_exitcode(status)
 
     def kill(self, whole=False):
@@ -415,10 +419,13 @@ def on_small_disk(bed, name, size) -> list | None:
 
 
 def readonly(bed, kills):
-    """A folder that may not be written, new or with a result in it."""
+    """A folder that may not be written, new or with a result in it. (Root may write everywhere but
+    on a disk mounted so: where it may not mount one, there is nothing to see.)"""
     wrong = []
     for job in bed.jobs.values():
         with disk_of_its_own(bed, 1 << 20) as (disk, change):
+            if disk is None and os.getuid() == 0:
+                continue
             folder = disk or bed.fresh().parent
             change = change or (lambda how, folder=folder: folder.chmod(0o555))
             (folder / "out").mkdir()
@@ -472,12 +479,14 @@ def many(bed, kills):
     (root / "meta/esc50.csv").write_text(head + "".join(table))
     found = [Path(path).name for path in sample.find_clips([str(root / "audio")])]
     wrong = ["sample.py: not every clip of the folder"] * (found != sorted(names))
+    ask = ("--weights", bed.home / "base", "--ask", "Which?", "--clips", root / "audio")
+    wrong += filter(None, [Run(sample, *ask).fault(2)])  # so many do not fit, and it says so
     out = root / "corpus.jsonl"
     run = Run(prepare, "corpus", "esc50", "--root", root, "--out", out, "--workers", 1)
     wrong += filter(None, [run.fault(0)])
     rows = out.read_text().splitlines() if out.exists() else []
     wrong += [f"prepare.py corpus: {len(rows)} rows of {count}"] * (len(rows) != count)
-    return 2, wrong
+    return 3, wrong
 
 
 STRANGE = [
@@ -509,6 +518,8 @@ def names(bed, kills):
     found = {Path(path).name for path in sample.find_clips([str(folder)])}
     wrong = [f"sample.py: {found ^ {*STRANGE, no_text}}"] * (found != {*STRANGE, no_text})
     runs = [Run(prepare, "show", folder / name) for name in (*STRANGE, no_text)]
+    runs += [Run(prepare, "show", f"./{name}", before=partial(os.chdir, folder))
+             for name in STRANGE[:2]]  # fmt: skip
     rows = folder / "-r \u00fc.jsonl"
     write_rows(rows, make_rows(STRANGE, 14))
     about = {"corpus": "c", "split": "train", "duration": 0.25, "licence": "CC0"}
@@ -542,7 +553,9 @@ def locale(bed, kills):
     ask = ("--weights", base, "--max-new-tokens", 2, "--ask", "\u00fc?", "--clips")
     commands = [("prepare.py", "show", folder / clips[0]), ("sample.py", *ask, folder / clips[0]),
                 ("synth.py", "show", rows, 1),
-                ("judge.py", "--answers", said, "--bench", rows, "--out", folder)]  # fmt: skip
+                ("judge.py", "--answers", said, "--bench", rows, "--out", folder),
+                ("train.py", "--recipe", "polyaudio", "--base", base, "--data", rows, "--dev=",
+                 "--dry-run", "--out", folder / "t")]  # fmt: skip
     wrong, helpless = [], {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for more, codes in (({}, (0,)), (helpless, (0, 2))):  # then a name in JSON may have no bytes
         for script, *words in commands:
@@ -587,6 +600,8 @@ def main():
                 print(f"{name:<12}{times:>7}{len(wrong):>7}{seconds:>9.0f}  {what}", flush=True)
                 lines += wrong
         finally:
+            for run in Run.alive:
+                run.kill(whole=True)
             os.kill(server, signal.SIGKILL)
     print("\n".join(lines), end="\n" * bool(lines))
     sys.exit(1 if lines else 0)

@@ -1,5 +1,6 @@
 """A few of the faults of tests/faults.py each time, and whether it sees what it looks for."""
 
+import os
 import random
 import signal
 import subprocess
@@ -23,7 +24,8 @@ def test_some_kills_and_a_folder_that_may_not_be_written():
     assert run.returncode == 0, run.stdout + run.stderr
     head, killed, readonly = run.stdout.splitlines()
     assert killed.split()[:3] == ["killed", "4", "0"]
-    assert readonly.split()[:3] == ["readonly", "8", "0"]
+    assert readonly.split()[0] == "readonly" and readonly.split()[2] == "0"
+    assert readonly.split()[1] == "8" or os.getuid() == 0, "root that may not mount sees nothing"
 
 
 # ------------------------------------------------------------------------------------------------

@@ -720,6 +720,18 @@ def test_neither_the_queue_nor_an_answer_lasts_for_ever(server, client, monkeypa
     assert b'"finish_reason": "length"' in rest and rest.endswith(b"data: [DONE]\n\n")
 
 
+def test_large_bodies_are_read_a_few_at_a_time_and_small_ones_pass(server, client, monkeypatch):
+    """Else they would be as many as threads, each of the size that a body may have."""
+    monkeypatch.setattr(server, "large", threading.BoundedSemaphore(2))
+    long = json.dumps({"model": "tiny", "messages": user("Hm?"), "user": "x" * (1 << 20)}).encode()
+    with opened(server, 2, request(long)[:-5]) as first, opened(server, 1, request(long)) as third:
+        wait_for(lambda: server.large._value == 0)
+        assert post(server, HM)[0] == 200
+        assert not select.select(third, [], [], 0.5)[0], "it waits for one of the two"
+        first[0].sendall(request(long)[-5:])
+        assert first[0].recv(100) and third[0].recv(100)
+
+
 def test_of_very_many_connections_some_are_closed(server, client):
     with opened(server, sample.MOST["threads"] + 20) as made:
         wait_for(lambda: len(select.select(made, [], [], 0)[0]) >= 20)
