@@ -127,7 +127,11 @@ def test_what_it_names_exists():
     for script in ("prepare", "synth", "model", "train", "sample", "judge"):
         helps[script] = (ROOT / f"{script}.py").read_text(encoding="utf-8")
     for name in set(re.findall(r"`((?:kernels/|tests/)?\w+\.(?:py|txt|md))`", README)):
-        assert (ROOT / name).exists(), name
+        assert any((ROOT / folder / name).exists() for folder in ("", "kernels")), name
+    program = "".join(helps.values()) + (ROOT / "tests" / "bench.py").read_text(encoding="utf-8")
+    prose = re.sub("(?ms)^```.*?^```$|`--interleave.*?`", "", README)  # that one is vLLM's
+    for flag in re.findall(r"(?<=[ `])--([a-z-]+)", prose):
+        assert f'"--{flag}"' in program or f"    {flag.replace('-', '_')}: " in program, flag
     for _, block in BLOCKS:
         for line in block.splitlines():
             if match := re.search(r"\b(prepare|synth|train|sample|judge)\.py\b([^#;]*)", line):
