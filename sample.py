@@ -614,15 +614,18 @@ class Client(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(Patient(self.connection))
 
     def handle(self):
+        said = None
         try:
             super().handle()
         except OSError:  # he has left
             raise
         except BadInput as mistake:
-            self.refuse(getattr(mistake, "status", 400), str(mistake))
+            said = getattr(mistake, "status", 400), str(mistake)
         except Exception as error:  # a mistake of ours
             fail(f"{type(error).__name__}: {error}")
-            self.refuse(500, f"the request could not be read ({type(error).__name__})")
+            said = 500, f"the request could not be read ({type(error).__name__})"
+        if said:  # not before: as long as there is an exception, all that was read is kept, too
+            self.refuse(*said)
 
     def refuse(self, status, message):
         """Then what he still sends is read to its end: closing on it would undo the reply."""
@@ -682,8 +685,7 @@ class Client(BaseHTTPRequestHandler):
     def do_POST(self):
         self.route()
         length, name = self.length(), self.server.name
-        large = self.server.large if length > MOST["small"] else contextlib.nullcontext()
-        with large:
+        with self.turn(length):
             body = self.read_body(length)
             with self.server.desk:  # as objects JSON can take 25 times its room: one at a time
                 request = from_body(body)
@@ -709,6 +711,20 @@ class Client(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise Refusal(415, "Content-Type: expected application/json, found another")
         return int(length)
+
+    @contextlib.contextmanager
+    def turn(self, length):
+        """Bodies that are not small are read a few at a time; who waits for that loses no time."""
+        if length <= MOST["small"]:
+            yield
+            return
+        if not self.server.large.acquire(timeout=PATIENCE["queue"]):
+            raise Refusal(503, f"queue: it took more than {PATIENCE['queue']} s")
+        try:
+            self.rfile.raw.end = time.monotonic() + PATIENCE["request"]
+            yield
+        finally:
+            self.server.large.release()
 
     def read_body(self, length) -> bytes:
         data = self.rfile.read(length)

@@ -897,7 +897,8 @@ class Step:
 def decoded(plan, rank, ranks):
     """The plan's steps as one rank sees them."""
     queue, tokens = deque(), plan.recipe.tokens
-    with ThreadPoolExecutor(plan.recipe.workers) as pool:
+    pool = ThreadPoolExecutor(plan.recipe.workers)
+    try:
         while (packs := plan.step()) or queue:
             if packs:
                 parts = shared(packs, ranks, tokens)
@@ -910,6 +911,8 @@ def decoded(plan, rank, ranks):
                 heard = [[e for future in pack if (e := future.result())] for pack in step.packs]
                 ended = not packs and not queue
                 yield replace(step, packs=[pack for pack in heard if pack], last=ended)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def load(plan, example) -> Example | None:
@@ -1057,9 +1060,10 @@ class Stop:
     saved = False  # while nothing would be lost
 
     def __call__(self, number, frame):
-        if self.asked == number or self.saved:
-            sys.exit(128 + number)
+        first, again = not self.asked, self.asked == number
         self.asked = self.asked or number
+        if again or (first and self.saved):
+            sys.exit(128 + number)
 
 
 STOPPED = Stop()
@@ -1190,13 +1194,11 @@ class Meter:
         }  # fmt: skip
         print("  ".join(f"{name} {value}" for name, value in line.items()), file=sys.stderr)
         log_line(out, line)
-        self.anew()
 
     def tell_dev(self, out, tasks):
         told = "  ".join(f"{task} {right:.2f}" for task, right in tasks.items())
         print(clean(f"  dev {macro(tasks):.3f}: {told}"), file=sys.stderr)
         log_line(out, {"step": self.done, "minutes": self.minutes, "dev": tasks})
-        self.anew()
 
 
 def log_line(out, line):
@@ -1212,7 +1214,7 @@ def number(value, digits) -> float | None:
 def tell_gate(recipe, step, tasks):
     """What a phase was to reach in every task, and where it did not."""
     low = [f"{task} {right:.2f}" for task, right in tasks.items() if right < recipe.gate]
-    passed = not low
+    passed = bool(tasks) and not low
     said = f"gate {recipe.gate}: {'passed' if passed else 'NOT passed'}, with {macro(tasks):.3f}"
     print(clean(said + (f"; below it: {', '.join(low)}" if low else "")), file=sys.stderr)
     log_line(Path(recipe.out), {"step": step, "gate": recipe.gate, "passed": passed, "dev": tasks})
@@ -1311,12 +1313,13 @@ class Run:
         rows.bad.update(self.state["bad"])
         self.plan = Plan(recipe, self.lesson, self.state["place"], quiet=ranks.rank > 0)
         self.steps = recipe.steps or math.ceil(self.plan.examples / recipe.batch)
-        self.state["steps"] = self.steps
+        if self.state["due"] != "last look":
+            self.state["steps"] = self.steps
 
     def go_on(self, path):
         found, same = read_json(path.with_suffix(".json")), self.state["plan"]
-        for name in same:
-            known = found["plan"].get(name)
+        for name in found["plan"].keys() & same.keys():
+            known = found["plan"][name]
             where = f"--resume: {name}"
             expect(known == same[name], where, f"{known!r}, as so far", repr(same[name]))
         self.state = load_state(path, self.lesson.named, self.opts)
@@ -1335,21 +1338,26 @@ class Run:
             save_run(self.net, self.recipe, self.out)
             save_state(self.out, self.lesson.named, self.opts, self.state)
 
-    def look(self, meter):
-        """Ask the dev set, and note that it is done; whoever calls has saved before."""
+    def look(self, meter) -> float:
+        """Ask the dev set, and note that it is done; whoever calls has saved before. -> above 0
+        where somebody wished to stop before that"""
+        if wishes := sum(self.ranks.gather(STOPPED.asked)):
+            return wishes
         STOPPED.saved = True
-        tasks = look(self.lesson, self.ranks)
-        STOPPED.saved = False
+        try:
+            tasks = look(self.lesson, self.ranks)
+        finally:
+            STOPPED.saved = False
         last, best = self.state["due"] == "last look", self.state["best"]
         if self.ranks.rank == 0:
             meter.tell_dev(self.out, tasks)
             if macro(tasks) > best:
                 save_run(self.net, self.recipe, self.out / "best")
-                for name in ("train.json", "log.jsonl"):  # for whoever merges the best
-                    shutil.copyfile(self.out / name, self.out / "best" / name)
             if last and self.recipe.gate:
                 tell_gate(self.recipe, self.state["step"], tasks)
         self.keep(tasks=tasks, best=max(best, macro(tasks)), due="", minutes=meter.minutes)
+        meter.anew()
+        return 0
 
 
 def train(net, recipe, ranks, resumed=False) -> bool:
@@ -1362,9 +1370,9 @@ def train(net, recipe, ranks, resumed=False) -> bool:
     meter, wrong, wishes = Meter(steps, run.state["step"], run.state["minutes"]), 0, 0
     net.train()
     if run.state["due"]:
-        run.look(meter)
+        wishes = run.look(meter)
     for step in decoded(run.plan, ranks.rank, ranks.count):
-        if (done := run.state["step"]) >= steps:
+        if (done := run.state["step"]) >= steps or wishes:
             break
         found = gradients(run.lesson, step.packs, ranks, dtype)
         loss, wishes = found.loss, found.wishes
@@ -1388,8 +1396,9 @@ def train(net, recipe, ranks, resumed=False) -> bool:
             if ranks.rank == 0:  # before the checkpoint: what comes after one is cut off
                 meter.tell(run.out, loss, recipe.lr * share, norm, net.device, bad)
             run.keep(due=due or "", minutes=meter.minutes)
+            meter.anew()
             if due and not wishes:
-                run.look(meter)
+                wishes = run.look(meter)
         if ended or wishes:
             break
     if STOPPED.asked:
@@ -1695,13 +1704,13 @@ def spread_out(device):
         port = free.getsockname()[1]
     leash = os.pipe()  # its end for writing is closed when this process ends, by whatever cause
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **where, "LEASH": str(leash[0])}
+    env = {"OMP_NUM_THREADS": "1", **os.environ, **where, "POLYAUDIO_LEASH": str(leash[0])}
     ranks, asked = [], []
 
-    def pass_on(number, frame):
+    def pass_on(number, frame):  # as the other of the two: they may have heard of it already
         asked.append(number)
         for rank in ranks:
-            rank.send_signal(signal.SIGTERM)
+            rank.send_signal(signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
@@ -1709,7 +1718,8 @@ def spread_out(device):
         own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=own, pass_fds=leash[:1]))
     codes = waited(ranks)
-    ended = next((code if code > 0 else 128 - code for code in codes if code), 0)
+    codes = sorted((code for code in codes if code), key=lambda code: code < 0)
+    ended = next((code if code > 0 else 128 - code for code in codes), 0)
     sys.exit(128 + asked[0] if ended and asked else ended)
 
 
@@ -1733,8 +1743,8 @@ def on_leash():
         os.read(end, 1)
         os._exit(1)
 
-    if "LEASH" in os.environ:
-        threading.Thread(target=wait, args=[int(os.environ["LEASH"])], daemon=True).start()
+    if end := os.environ.get("POLYAUDIO_LEASH"):
+        threading.Thread(target=wait, args=[int(end)], daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1832,22 +1842,23 @@ def run_merge(args):
     kinds = {None: None, "auto": None, "bf16": torch.bfloat16, "f32": torch.float32}
     expect(args.dtype in kinds, "--dtype", "auto, f32 or bf16", args.dtype)
     run, out = Path(args.merge), Path(args.out)
+    home = run.parent if run.name == "best" else run  # where its log lies
     net = PolyAudio.from_dir(run, dtype=kinds[args.dtype])
     taken = out.resolve() in (net.dir, run.resolve())
     expect(not taken, "--out", "a folder other than what is merged", out)
     net.save(out)
-    phased = (run / next(iter(PHASES))).exists()
-    phases = {name: phase_folder(run, name) for name in PHASES} if phased else {}
+    phased = (home / next(iter(PHASES))).exists()
+    phases = {name: phase_folder(home, name) for name in PHASES} if phased else {}
     lines = []
-    for name, folder in (phases or {"": run}).items():
+    for name, folder in (phases or {"": home}).items():
         path = folder / "log.jsonl"
         told = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
         whole = [json.loads(line) for line in told if line.endswith("}")]
         lines += [({"phase": name} if name else {}) | line for line in whole]
-    if (run / "train.json").exists():
-        told = [folder / "train.json" for folder in {run, *phases.values()}]
+    if (home / "train.json").exists():
+        told = [folder / "train.json" for folder in {home, *phases.values()}]
         licences = sorted({name for path in told for name in read_json(path)["licences"]})
-        made = {**read_json(run / "train.json"), "licences": licences}
+        made = {**read_json(home / "train.json"), "licences": licences, "best": run != home}
         with written(out / "log.jsonl") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         with written(out / "README.md") as file:
@@ -1863,13 +1874,17 @@ def card(net, name, made, lines) -> str:
     nothing = any("phase" in line for line in lines)
     base = "nothing" if nothing else f"`{made['base']}`"
     minutes = {line.get("phase"): line["minutes"] for line in lines if "minutes" in line}
-    tasks = next((line["dev"] for line in reversed(lines) if line.get("dev")), {})
+    last = lines[-1].get("phase") if lines else None
+    looks = [line["dev"] for line in lines if line.get("dev") and line.get("phase") == last] or [{}]
+    tasks = max(looks, key=macro) if made.get("best") else looks[-1]
     small = [
         "Its encoder learned from labels of what sounds when; the heads for that are not in here.",
         "It knows the toy world that synth.py makes and no other sound: real recordings, other",
         "voices and other words are beyond it. It is for reading how such a model is built.", "",
-        "What each phase reached on the dev set, and what was wanted:", "",
-        *(f"- {line['phase']}: {macro(line['dev']):.3f}, {line['gate']}" for line in gates), "",
+        "What each phase reached on the dev set, on the mean and at the lowest, and what was to be",
+        "the lowest:", "",
+        *(f"- {line['phase']}: {macro(line['dev']):.3f}, {min(line['dev'].values()):.3f}, "
+          f"{line['gate']}" for line in gates if line["dev"]), "",
     ]  # fmt: skip
     return "\n".join([
         f"# {name}", "",
@@ -1883,7 +1898,8 @@ def card(net, name, made, lines) -> str:
         *([] if nothing else ["What its base's licence forbids is forbidden here, too; that of",
                               "Audio Flamingo 3 forbids commerce."]), "",
         *(small if nothing else ()),
-        *(["On the dev set at the end, by task:", ""] if tasks else ()),
+        *([f"On the dev set, {'where it was best' if made.get('best') else 'at the end'}, by task:",
+           ""] if tasks else ()),
         *(f"- {task}: {right:.3f}" for task, right in tasks.items()), "",
     ])  # fmt: skip
 

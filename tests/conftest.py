@@ -76,7 +76,7 @@ def listed_by_git(root, *words) -> list[str] | None:
 def project_files(root=ROOT) -> list[str]:
     """What belongs to the project, tracked or not yet; without git, all that .gitignore lets be."""
     found = listed_by_git(root, "-co", "--exclude-standard")
-    if found is None:
+    if not found:  # or the repository around it leaves it out
         rules = (root / ".gitignore").read_text().split()
         anywhere = [rule.rstrip("/") for rule in rules if rule[0] not in "/!"] + [".git"]
         here = [rule.strip("/") for rule in rules if rule[0] == "/"]

@@ -601,7 +601,9 @@ def main():
                 lines += wrong
         finally:
             for run in Run.alive:
-                run.kill(whole=True)
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    run.kill(whole=True)
+                    os.waitpid(run.pid, 0)
             os.kill(server, signal.SIGKILL)
     print("\n".join(lines), end="\n" * bool(lines))
     sys.exit(1 if lines else 0)

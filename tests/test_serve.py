@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import openai
 import prepare
@@ -21,6 +22,7 @@ import pytest
 import sample
 import soundfile
 from model import PolyAudio
+from prepare import BadInput
 from tests.checkpoints import edit_json, make_speaking, waves
 from tests.conftest import ROOT
 
@@ -724,12 +726,36 @@ def test_large_bodies_are_read_a_few_at_a_time_and_small_ones_pass(server, clien
     """Else they would be as many as threads, each of the size that a body may have."""
     monkeypatch.setattr(server, "large", threading.BoundedSemaphore(2))
     long = json.dumps({"model": "tiny", "messages": user("Hm?"), "user": "x" * (1 << 20)}).encode()
-    with opened(server, 2, request(long)[:-5]) as first, opened(server, 1, request(long)) as third:
+    with opened(server, 2, request(long)[:-5]) as first:
         wait_for(lambda: server.large._value == 0)
-        assert post(server, HM)[0] == 200
-        assert not select.select(third, [], [], 0.5)[0], "it waits for one of the two"
-        first[0].sendall(request(long)[-5:])
-        assert first[0].recv(100) and third[0].recv(100)
+        with opened(server, 1, request(long)) as third:
+            assert post(server, HM)[0] == 200
+            assert not select.select(third, [], [], 0.5)[0], "it waits for one of the two"
+            monkeypatch.setitem(sample.PATIENCE, "queue", 0.2)
+            status, _, reply = post(server, long)
+            assert status == 503 and b"queue: it took more" in reply
+            first[0].sendall(request(long)[-5:])
+            assert first[0].recv(100) and third[0].recv(100)
+    wait_for(lambda: server.large._value == 2)
+
+
+def test_what_is_refused_is_let_go_before_its_client_has_left(server, monkeypatch):
+    """He may take his time; another such body would be read meanwhile, and another."""
+
+    class Body(dict):
+        pass
+
+    kept = []
+
+    def checked(body):
+        kept.append(weakref.ref(body))
+        raise BadInput("messages: expected others")
+
+    monkeypatch.setattr(sample, "from_body", lambda data: Body())
+    monkeypatch.setattr(sample, "check_request", checked)
+    with opened(server, 1, request(HM)) as (client,):
+        assert b"400" in client.recv(100)
+        wait_for(lambda: kept and kept[0]() is None, 5)
 
 
 def test_of_very_many_connections_some_are_closed(server, client):

@@ -557,7 +557,7 @@ def test_as_many_ranks_as_cores_that_it_may_use(monkeypatch):
 
     class Rank:
         def __init__(self, words, env, pass_fds):
-            assert str(*pass_fds) == env["LEASH"]
+            assert str(*pass_fds) == env["POLYAUDIO_LEASH"]
             begun.append((words, env))
 
         def poll(self):
@@ -612,13 +612,15 @@ def test_ranks_end_with_the_one_that_began_them(toy, tmp_path):
         [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "POLYAUDIO_KERNELS": "cpu"},
     )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("world-"):
-            break
-    with pytest.raises(BadInput, match="one run at a time"), train.alone(tmp_path / "run"):
-        pass
-    process.kill()
-    process.wait()
+    try:
+        for line in process.stderr:
+            if line.startswith("world-"):
+                break
+        with pytest.raises(BadInput, match="one run at a time"), train.alone(tmp_path / "run"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
     limit, free = time.monotonic() + 20, False
     while not free and time.monotonic() < limit:
         time.sleep(0.1)
@@ -685,6 +687,9 @@ def test_a_checkpoint_with_a_card_and_a_log(whole, tmp_path):
     assert "Made from nothing" in text and "CC0-1.0" in text and "- hear: " in text
     phases = [line["phase"] for line in map(json.loads, (out / "log.jsonl").open())]
     assert list(dict.fromkeys(phases)) == list(PHASES)
+    call("train.py", "--merge", whole[0] / "best", "--out", tmp_path / "best")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "Made from nothing" in card and "where it was best" in card
     one, other = PolyAudio.from_dir(out), PolyAudio.from_dir(whole[0])
     for a, b in zip(one.parameters(), other.parameters()):
         assert torch.equal(a, b.bfloat16().float())
