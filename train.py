@@ -126,11 +126,11 @@ WEIGHED = ("single 0.5, order 0.5, keyword 0.7, quality 0.8, needle 1.4, compari
 # gate at its end stops nothing; it tells what fell short, before what comes next is built on that.
 PHASES = {
     "hear": {"teach": "names", "trains": "audio_tower", "steps": 1500, "gate": 0.6},
-    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1350,
+    "read": {"text": 1.0, "bare": 0.75, "trains": LANGUAGE, "tasks": "single 0.3", "steps": 1700,
              "batch": 64, "weight": 3.0, "muon": 0.01, "lr": 2e-3, "gate": 0.9},
     "join": {"teach": "meanings", "trains": f"{JOINT}, {LAST}", "steps": 700, "gate": 0.8},
     "answer": {"text": 0.35, "bare": 0.75, "trains": f"{LANGUAGE}, {JOINT}", "tasks": WEIGHED,
-               "steps": 1100, "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
+               "steps": 1500, "weight": 2.0, "muon": 0.007, "lr": 1.5e-3, "gate": 0.6},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------
