@@ -1318,7 +1318,7 @@ class Run:
 
     def go_on(self, path):
         found, same = read_json(path.with_suffix(".json")), self.state["plan"]
-        for name in found["plan"].keys() & same.keys():
+        for name in filter(found["plan"].__contains__, same):
             known = found["plan"][name]
             where = f"--resume: {name}"
             expect(known == same[name], where, f"{known!r}, as so far", repr(same[name]))
