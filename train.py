@@ -1542,18 +1542,20 @@ def run_phases(recipe, given, device, ranks, again=None):
         from_nothing(recipe, base)
     ranks.gather("the base is there")
     for name in PHASES:
-        own = {field: value for field, value in PHASES[name].items() if field not in given}
-        if not learn(phase_of(recipe, given, name), device, ranks, f"phase {name}: {told(own)}"):
+        said = f"phase {name}: {told(own_fields(given, name))}"
+        if not learn(phase_of(recipe, given, name), device, ranks, said):
             return
+
+
+def own_fields(given, name) -> dict:
+    return {field: value for field, value in PHASES[name].items() if field not in given}
 
 
 def phase_of(recipe, given, name) -> Recipe:
     """A phase's own recipe: it begins where the one before it ended."""
-    own = {field: value for field, value in PHASES[name].items() if field not in given}
     names = ["base", *PHASES]
-    before = names[names.index(name) - 1]
-    base = phase_folder(recipe.out, before)
-    return replace(recipe, **own, base=str(base), out=str(phase_folder(recipe.out, name)))
+    base, out = (phase_folder(recipe.out, names[names.index(name) - back]) for back in (1, 0))
+    return replace(recipe, **own_fields(given, name), base=str(base), out=str(out))
 
 
 def phase_folder(out, name) -> Path:
